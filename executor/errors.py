@@ -1,0 +1,209 @@
+"""All exceptions of HPCExecutor. Who erred is in the type.
+
+    Exception
+    ├── concurrent.futures.process.BrokenProcessPool     (so that existing ``except`` clauses work)
+    │   ├── TaskDied             the task's own process ended without a result: exit, signal, out of memory
+    │   │   └── TaskKilled       ... because ``future.kill()`` asked for it
+    │   ├── TaskLost             the agent that ran the task was lost, more often than ``crash_limit`` allows
+    │   ├── InitializerFailed    the executor's initializer raised: the executor is broken
+    │   ├── AgentFailed          no agent could be started, or the hub itself failed: the executor is broken
+    │   └── ExecutorTerminated   ``terminate_workers()`` or ``kill_workers()`` ended the task
+    ├── TimeoutError
+    │   └── TaskTimeout          the task ran longer than its ``time_limit`` and was killed
+    ├── subprocess.CalledProcessError
+    │   └── ProgramFailed        a program ended with a nonzero status and ``check=True``
+    ├── OSError
+    │   └── ProgramNotStarted    a program is missing or cannot be executed
+    ├── pickle.PicklingError
+    │   └── SerializationError   an argument or a result cannot be pickled
+    ├── RemoteError              the task's exception does not survive pickling: its type, text and traceback
+    ├── TypeError
+    │   └── OptionTypeError      an option of the wrong type, or one that does not exist
+    └── ValueError
+        └── OptionValueError     an option of the right type whose value makes no sense
+
+Only InitializerFailed and AgentFailed break the executor; every other exception belongs to one future.
+Every exception pickles and keeps its attributes.
+"""
+
+from __future__ import annotations
+
+import errno
+import pickle
+import signal as signals
+import subprocess
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+__all__ = [
+    "AgentFailed", "ExecutorTerminated", "InitializerFailed", "OptionTypeError", "OptionValueError",
+    "ProgramFailed", "ProgramNotStarted", "RemoteError", "RemoteTraceback", "SerializationError",
+    "TaskDied", "TaskKilled", "TaskLost", "TaskTimeout",
+]  # fmt: skip
+
+
+def _rebuild(cls: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> BaseException:
+    error = cls.__new__(cls, *args)
+    if not isinstance(error, OSError):
+        error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+class _Rebuilt(BaseException):
+    """Pickles by its attributes and not by its ``__init__``, so that no signature can break it."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.args, dict(self.__dict__))
+
+
+def describe_end(returncode: int | None) -> str:
+    """How a process ended, in words. ``returncode`` is negative for a signal, as in ``subprocess``."""
+    if returncode is None:
+        return "ended in an unknown way"
+    if returncode < 0:
+        try:
+            name = signals.Signals(-returncode).name
+        except ValueError:
+            name = "unknown signal"
+        return f"was ended by signal {-returncode} ({name})"
+    return f"exited with status {returncode}"
+
+
+def with_stderr(text: str, stderr: str, *, lines: int = 10) -> str:
+    """``text`` followed by the last ``lines`` lines of ``stderr``, if there are any."""
+    tail = stderr.rstrip("\n").splitlines()[-lines:]
+    if not tail:
+        return text
+    return "\n".join([text, "The end of its stderr:", *(f"  {line}" for line in tail)])
+
+
+class TaskDied(_Rebuilt, BrokenProcessPool):
+    """The process of the task ended before it gave a result; only this task is hit.
+
+    ``returncode`` is the exit status, negative for a signal (as in :mod:`subprocess`); ``signal`` is that signal's
+    number or None; ``stderr`` is what the task wrote there, bounded. ``host``, ``pid`` and ``attempt`` say where.
+    """
+
+    task: str = ""
+    host: str = ""
+    pid: int | None = None
+    attempt: int = 0
+    returncode: int | None = None
+    stderr: str = ""
+
+    def __init__(self, message: str = "", **attributes: Any) -> None:
+        super().__init__(message)
+        self.__dict__.update(attributes)
+
+    @property
+    def signal(self) -> int | None:
+        """The number of the signal that ended the process, or None."""
+        return -self.returncode if self.returncode is not None and self.returncode < 0 else None
+
+    @property
+    def exit_code(self) -> int | None:
+        """The exit status of the process, or None if a signal ended it."""
+        return self.returncode if self.returncode is not None and self.returncode >= 0 else None
+
+
+class TaskKilled(TaskDied):
+    """``future.kill()`` ended the task."""
+
+
+class TaskLost(_Rebuilt, BrokenProcessPool):
+    """The agents that ran this task were lost, one time more than its ``crash_limit`` allows.
+
+    ``losses`` is how often; ``crash_limit`` is the option's value.
+    """
+
+    task: str = ""
+    losses: int = 0
+    crash_limit: int = 0
+
+    def __init__(self, message: str = "", **attributes: Any) -> None:
+        super().__init__(message)
+        self.__dict__.update(attributes)
+
+
+class InitializerFailed(_Rebuilt, BrokenProcessPool):
+    """The initializer raised in a new interpreter; the executor takes no more tasks. Its error is the cause."""
+
+
+class AgentFailed(_Rebuilt, BrokenProcessPool):
+    """No agent could be started, or the hub failed; the executor takes no more tasks. The text has the agent's log."""
+
+
+class ExecutorTerminated(_Rebuilt, BrokenProcessPool):
+    """``terminate_workers()`` or ``kill_workers()`` was called while the task was pending or running."""
+
+
+class TaskTimeout(_Rebuilt, TimeoutError):
+    """The task ran longer than its ``time_limit`` (seconds); its whole process group was killed."""
+
+    task: str = ""
+    time_limit: float = 0.0
+    stderr: str = ""
+
+    def __init__(self, message: str = "", **attributes: Any) -> None:
+        super().__init__(message)
+        self.__dict__.update(attributes)
+
+
+class ProgramFailed(_Rebuilt, subprocess.CalledProcessError):
+    """A program ended with a nonzero status. Attributes as those of :class:`subprocess.CalledProcessError`."""
+
+    def __str__(self) -> str:
+        command = self.cmd[0] if isinstance(self.cmd, list | tuple) else self.cmd
+        text = f"the program {command!r} {describe_end(self.returncode)}; its command line: {self.cmd!r}"
+        return with_stderr(text, self.stderr or "")
+
+
+class ProgramNotStarted(_Rebuilt, OSError):
+    """A program is missing or cannot be executed. ``errno`` and ``filename`` as in :class:`OSError`."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), (self.errno, self.strerror, self.filename), {})
+
+    def __str__(self) -> str:
+        return self.strerror or OSError.__str__(self)
+
+    @property
+    def missing(self) -> bool:
+        """Whether there is no such file, as against one that cannot be executed."""
+        return self.errno == errno.ENOENT
+
+
+class SerializationError(_Rebuilt, pickle.PicklingError):
+    """An argument or a result cannot be pickled. The text names it and its type; the original error is the cause."""
+
+
+class RemoteError(_Rebuilt, Exception):
+    """A task's exception that cannot be pickled, or not be rebuilt: ``type_name``, ``text`` and ``traceback``."""
+
+    type_name: str = ""
+    text: str = ""
+    traceback: str = ""
+
+    def __init__(self, message: str = "", **attributes: Any) -> None:
+        super().__init__(message)
+        self.__dict__.update(attributes)
+
+
+class RemoteTraceback(_Rebuilt, Exception):
+    """The cause of an exception that a task raised: the traceback in the task's process, and where that was."""
+
+    def __init__(self, tb: str = "") -> None:
+        super().__init__(tb)
+        self.tb = tb
+
+    def __str__(self) -> str:
+        return self.tb
+
+
+class OptionTypeError(_Rebuilt, TypeError):
+    """An option of the wrong type, or an unknown one."""
+
+
+class OptionValueError(_Rebuilt, ValueError):
+    """An option whose value makes no sense."""
