@@ -5,6 +5,7 @@
     │   ├── TaskDied             the task's own process ended without a result: exit, signal, out of memory
     │   │   └── TaskKilled       ... because ``future.kill()`` asked for it
     │   ├── TaskLost             the agent that ran the task was lost, more often than ``crash_limit`` allows
+    │   ├── EnvironmentFailed    no interpreter can be started, or a module of ``preload`` cannot be imported
     │   ├── InitializerFailed    the executor's initializer raised: the executor is broken
     │   ├── AgentFailed          no agent could be started, or the hub itself failed: the executor is broken
     │   └── ExecutorTerminated   ``terminate_workers()`` or ``kill_workers()`` ended the task
@@ -36,7 +37,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 __all__ = [
-    "AgentFailed", "ExecutorTerminated", "InitializerFailed", "OptionTypeError", "OptionValueError",
+    "AgentFailed", "EnvironmentFailed", "ExecutorTerminated", "InitializerFailed", "OptionTypeError", "OptionValueError",
     "ProgramFailed", "ProgramNotStarted", "RemoteError", "RemoteTraceback", "SerializationError",
     "TaskDied", "TaskKilled", "TaskLost", "TaskTimeout",
 ]  # fmt: skip
@@ -128,6 +129,10 @@ class TaskLost(_Rebuilt, BrokenProcessPool):
 
 class InitializerFailed(_Rebuilt, BrokenProcessPool):
     """The initializer raised in a new interpreter; the executor takes no more tasks. Its error is the cause."""
+
+
+class EnvironmentFailed(_Rebuilt, BrokenProcessPool):
+    """Interpreters for the task cannot be had: python is missing or broken, or ``preload`` failed (the cause)."""
 
 
 class AgentFailed(_Rebuilt, BrokenProcessPool):

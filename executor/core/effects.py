@@ -1,0 +1,104 @@
+"""What the scheduler wants done. The hub does it, in order, and decides nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from executor.core.model import LaneId, Task, WorkerId
+
+
+@dataclass(frozen=True, slots=True)
+class OpenLane:
+    """Tell the agent of a new lane."""
+
+    worker: WorkerId
+    lane: LaneId
+    environment: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class ResizeLane:
+    """Tell the agent a lane's new width."""
+
+    worker: WorkerId
+    lane: LaneId
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class CloseLane:
+    """Tell the agent that a lane is gone."""
+
+    worker: WorkerId
+    lane: LaneId
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Send the task, in its current attempt, to the agent of the lane."""
+
+    worker: WorkerId
+    lane: LaneId
+    task: Task
+
+
+@dataclass(frozen=True, slots=True)
+class RecallTask:
+    """Ask the agent to give the task back."""
+
+    worker: WorkerId
+    task: Task
+
+
+@dataclass(frozen=True, slots=True)
+class KillTask:
+    """Tell the agent to end the task."""
+
+    worker: WorkerId
+    task: Task
+    signal: int
+    grace: float
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """The task's future is to know: ``news`` is a report (started, output)."""
+
+    task: Task
+    news: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Resolve:
+    """The task has ended: ``outcome`` is the agent's report, or one of the outcomes of this file."""
+
+    task: Task
+    outcome: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The answer to a cancel of a task that was sent: whether it will never run."""
+
+    task: Task
+    cancelled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """An outcome: agents were lost under the task more often than it may be."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """An outcome: the task's environment cannot be had. ``error`` is a pickled exception or empty."""
+
+    text: str
+    error: bytes
+
+
+Effect = OpenLane | ResizeLane | CloseLane | Start | RecallTask | KillTask | Tell | Resolve | Answer

@@ -1,0 +1,304 @@
+"""Decides which task runs where and what becomes of it. Pure: methods in, effects out, the time is an argument.
+
+Rule 1: everything that changes a task, a lane or a worker is in this file.
+Rule 2: a report counts only if it names the task's current attempt and comes from the worker that has it.
+Rule 3: a class that has no lane and whose oldest task waits longest is served before younger classes get more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import count
+
+from executor.core import effects
+from executor.core.effects import Effect
+from executor.core.model import Lane, LaneId, Task, TaskClass, TaskState, Worker, WorkerId, prefetch
+from worker_agent import protocol
+
+#: Ends that say that the task itself failed; these use up its ``retries``.
+_FAILED = frozenset({protocol.ERROR, protocol.EXITED, protocol.TIMED_OUT, protocol.NOT_STARTED})
+
+
+class Scheduler:
+    """The state of all tasks that have not ended. Each public method returns what is to be done."""
+
+    def __init__(self) -> None:
+        self.tasks: dict[int, Task] = {}
+        self.workers: dict[WorkerId, Worker] = {}
+        self.classes: dict[int, TaskClass] = {}
+        #: environments that cannot be had, and why
+        self.refused: dict[int, effects.Refused] = {}
+        self._lane_numbers = count(1)
+        self._effects: list[Effect] = []
+        #: tasks whose cancel waits for their agent's answer
+        self._recalled: set[int] = set()
+
+    # --- the user's side ----------------------------------------------------------------------------------------------
+
+    def submit(self, tasks: Iterable[Task]) -> list[Effect]:
+        """New tasks, to be run as soon as there is room."""
+        for task in tasks:
+            self.tasks[task.id] = task
+            if task.environment in self.refused:
+                self._resolve(task, self.refused[task.environment])
+            else:
+                self._class(task.environment).ready.append(task)
+        return self._assign()
+
+    def cancel(self, task_id: int) -> list[Effect]:
+        """The task is not to run. Answered at once if it is ours; its agent is asked if it was sent."""
+        task = self.tasks.get(task_id)
+        if task is None:
+            return []
+        if task.state is TaskState.SENT:
+            self._recalled.add(task_id)
+            self._do(effects.RecallTask(_lane(task).worker.id, task))
+        else:
+            if task.state is TaskState.READY:
+                self._end(task)
+            self._do(effects.Answer(task, task.state is TaskState.DONE))
+        return self._assign()
+
+    def kill(self, task_id: int, signal: int, grace: float) -> list[Effect]:
+        """End the task wherever it is. Its agent reports the end."""
+        task = self.tasks.get(task_id)
+        if task is None:
+            return []
+        if task.state is TaskState.READY:
+            self._resolve(task, protocol.Finished(task.id, task.attempt, protocol.KILLED))
+        else:
+            task.retries = 0
+            self._do(effects.KillTask(_lane(task).worker.id, task, signal, grace))
+        return self._assign()
+
+    # --- the workers' side --------------------------------------------------------------------------------------------
+
+    def joined(self, worker_id: WorkerId, slots: int) -> list[Effect]:
+        """A new worker."""
+        self.workers[worker_id] = Worker(worker_id, slots)
+        return self._assign()
+
+    def lost(self, worker_id: WorkerId, reason: str) -> list[Effect]:
+        """A worker is gone, with all that ran on it: what had started counts against ``crash_limit``."""
+        worker = self.workers.pop(worker_id, None)
+        if worker is None:
+            return []
+        for lane in worker.lanes.values():
+            lane.of.lanes.remove(lane)
+            for task in reversed(lane.sent.values()):
+                self._give_back(task, reason)
+            lane.sent.clear()
+        return self._assign()
+
+    def receive(self, worker_id: WorkerId, reports: Iterable[protocol.Report]) -> list[Effect]:
+        """Reports of a worker, in their order."""
+        worker = self.workers.get(worker_id)
+        if worker is not None:
+            for report in reports:
+                self._on_report(worker, report)
+        return self._assign()
+
+    def _on_report(self, worker: Worker, report: protocol.Report) -> None:
+        if isinstance(report, protocol.Unprepared):
+            self._on_unprepared(report)
+        elif isinstance(report, protocol.Finished | protocol.Started | protocol.Output | protocol.Recalled):
+            task = self.tasks.get(report.task)
+            if task is None or task.attempt != report.attempt or task.lane is None or task.lane.worker is not worker:
+                return  # rule 2: late, doubled, or not theirs
+            if isinstance(report, protocol.Finished):
+                self._on_finished(task, report)
+            elif isinstance(report, protocol.Recalled):
+                self._on_recalled(task, report)
+            else:
+                self._on_news(task, report)
+
+    def _on_news(self, task: Task, report: protocol.Started | protocol.Output) -> None:
+        if isinstance(report, protocol.Started) and task.state is TaskState.SENT:
+            task.move(TaskState.RUNNING)
+        self._do(effects.Tell(task, report))
+
+    def _on_finished(self, task: Task, report: protocol.Finished) -> None:
+        if report.end == protocol.LOST:
+            self._leave_lane(task)
+            self._give_back(task, report.body.decode(errors="replace"))
+            return
+        _lane(task).of.measured(report.ended - report.started)
+        self._leave_lane(task)
+        if report.end in _FAILED and task.retries > 0:
+            task.retries -= 1
+            self._requeue(task)
+        else:
+            self._resolve(task, report)
+
+    def _on_recalled(self, task: Task, report: protocol.Recalled) -> None:
+        if task.id not in self._recalled:
+            return
+        self._recalled.discard(task.id)
+        if report.given_back:
+            self._leave_lane(task)
+            self._end(task)
+        self._do(effects.Answer(task, report.given_back))
+
+    def _on_unprepared(self, report: protocol.Unprepared) -> None:
+        refused = effects.Refused(report.text, report.error)
+        self.refused[report.environment] = refused
+        for task in [task for task in self.tasks.values() if task.environment == report.environment]:
+            if task.lane is not None:
+                self._leave_lane(task)
+            self._resolve(task, refused)
+
+    # --- tasks --------------------------------------------------------------------------------------------------------
+
+    def _give_back(self, task: Task, reason: str) -> None:
+        """Its agent is gone. One that had started may have done so at most ``crash_limit`` times."""
+        started = task.state is TaskState.RUNNING
+        task.losses += started
+        task.lane = None
+        if started and task.losses > task.crash_limit:
+            self._resolve(task, effects.Lost(reason))
+        elif task.id in self._recalled:
+            self._end(task)
+            self._do(effects.Answer(task, cancelled=True))
+        else:
+            self._requeue(task)
+
+    def _requeue(self, task: Task) -> None:
+        task.move(TaskState.READY)
+        self._class(task.environment).ready.appendleft(task)
+
+    def _resolve(self, task: Task, outcome: object) -> None:
+        self._do(effects.Resolve(task, outcome))
+        self._end(task)
+
+    def _end(self, task: Task) -> None:
+        task.move(TaskState.DONE)  # if it waits in a queue, it leaves that when its turn comes
+        self.tasks.pop(task.id, None)
+        if task.id in self._recalled:
+            self._recalled.discard(task.id)
+            self._do(effects.Answer(task, cancelled=False))
+
+    def _leave_lane(self, task: Task) -> None:
+        lane = _lane(task)
+        del lane.sent[task.id]
+        task.lane = None
+
+    # --- assignment ---------------------------------------------------------------------------------------------------
+
+    def _class(self, environment: int) -> TaskClass:
+        found = self.classes.get(environment)
+        if found is None:
+            found = self.classes[environment] = TaskClass(environment)
+        return found
+
+    def _assign(self) -> list[Effect]:
+        """Give ready tasks to lanes, oldest class first; then return all effects since the last time."""
+        for waiting in self._waiting_classes():
+            self._feed(waiting)
+            if waiting.ready and not waiting.lanes:
+                break  # rule 3
+        done, self._effects = self._effects, []
+        return done
+
+    def _waiting_classes(self) -> list[TaskClass]:
+        waiting = [each for each in self.classes.values() if _drop_ended(each)]
+        if len(waiting) > 1:
+            waiting.sort(key=lambda each: each.ready[0].id)
+        return waiting
+
+    def _feed(self, waiting: TaskClass) -> None:
+        for lane in waiting.lanes:
+            self._fill(lane, lane.width)
+        while waiting.ready and (worker := self._worker_with_room(waiting)) is not None:
+            self._widen(worker, waiting)
+        for lane in waiting.lanes:
+            self._fill(lane, lane.width + prefetch(waiting.duration, lane.width))
+
+    def _fill(self, lane: Lane, limit: int) -> None:
+        ready = lane.of.ready
+        while ready and len(lane.sent) < limit:
+            task = ready.popleft()
+            if task.state is TaskState.READY:
+                self._send(lane, task)
+
+    def _send(self, lane: Lane, task: Task) -> None:
+        task.move(TaskState.SENT)
+        task.attempt += 1
+        task.lane = lane
+        lane.sent[task.id] = task
+        self._do(effects.Start(lane.worker.id, lane.id, task))
+
+    def _worker_with_room(self, waiting: TaskClass) -> Worker | None:
+        """The worker with most free slots; if there is none, one where another class does not use what it has."""
+        best = max(self.workers.values(), key=lambda worker: worker.free, default=None)
+        if best is not None and best.free > 0:
+            return best
+        for worker in self.workers.values():
+            for lane in worker.lanes.values():
+                if lane.of is not waiting and len(lane.sent) < lane.width:
+                    self._narrow(lane)
+                    return worker
+        return None
+
+    def _narrow(self, lane: Lane) -> None:
+        lane.width = len(lane.sent)
+        if lane.width:
+            self._do(effects.ResizeLane(lane.worker.id, lane.id, lane.width))
+        else:
+            del lane.worker.lanes[lane.id]
+            lane.of.lanes.remove(lane)
+            self._do(effects.CloseLane(lane.worker.id, lane.id))
+            self._forget_class_if_idle(lane.of)
+
+    def _forget_class_if_idle(self, idle: TaskClass) -> None:
+        if not idle.lanes and not idle.ready:
+            self.classes.pop(idle.environment, None)
+
+    def _widen(self, worker: Worker, waiting: TaskClass) -> None:
+        more = min(worker.free, len(waiting.ready))
+        lane = next((lane for lane in waiting.lanes if lane.worker is worker), None)
+        if lane is None:
+            lane = self._open(worker, waiting, more)
+        else:
+            lane.width += more
+            self._do(effects.ResizeLane(worker.id, lane.id, lane.width))
+        self._fill(lane, lane.width)
+
+    def _open(self, worker: Worker, waiting: TaskClass, width: int) -> Lane:
+        lane = Lane(LaneId(next(self._lane_numbers)), worker, waiting, width)
+        worker.lanes[lane.id] = lane
+        waiting.lanes.append(lane)
+        self._do(effects.OpenLane(worker.id, lane.id, waiting.environment, width))
+        return lane
+
+    def _do(self, effect: Effect) -> None:
+        self._effects.append(effect)
+
+    # --- self-check ---------------------------------------------------------------------------------------------------
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError if anything that must always hold does not; for tests."""
+        for task in self.tasks.values():
+            assert task.state is not TaskState.DONE, f"task {task.id} is done and still known"
+            sent = task.lane is not None and task.lane.sent.get(task.id) is task
+            assert sent == (task.state in (TaskState.SENT, TaskState.RUNNING)), f"task {task.id} {task.state}"
+        for worker in self.workers.values():
+            assert worker.free >= 0, f"worker {worker.id} has given {-worker.free} slots too many"
+            for lane in worker.lanes.values():
+                assert lane in lane.of.lanes
+                assert all(self.tasks.get(task.id) is task for task in lane.sent.values())
+        for each in self.classes.values():
+            waits = any(task.state is TaskState.READY for task in each.ready)
+            idle = any(len(lane.sent) < lane.width for lane in each.lanes)
+            assert not (waits and idle), f"environment {each.environment}: tasks wait beside idle places"
+
+
+def _lane(task: Task) -> Lane:
+    assert task.lane is not None
+    return task.lane
+
+
+def _drop_ended(each: TaskClass) -> bool:
+    """Whether tasks wait, after dropping those that ended while they waited."""
+    while each.ready and each.ready[0].state is not TaskState.READY:
+        each.ready.popleft()
+    return bool(each.ready)

@@ -1,0 +1,140 @@
+"""Completes futures: the threads on which the user's code runs (unpickling, callbacks) and output is shown.
+
+The hub hands over pairs of a request and its news and never waits. One thread is enough as long as the user's code
+returns; if it does not (a callback that waits, a result that takes a minute to unpickle), another one goes on with the rest.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import sys
+import threading
+import time
+from typing import Any
+
+from executor import outcome
+from executor.outcome import Request
+from executor.options import FORWARD
+from worker_agent.protocol import Finished, Output, Started
+
+log = logging.getLogger("executor")
+
+#: The news that the hub has marked the future as cancelled.
+CANCELLED = object()
+
+#: Seconds after which a delivery that has not returned is left to its thread, and another thread goes on.
+PATIENCE = 1.0
+#: More threads than this are not started: so many deliveries that do not return are the user's affair.
+MOST_THREADS = 64
+
+
+class Delivery:
+    """A queue and its threads. ``put`` and ``look_after`` belong to the hub's thread."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._queue: queue.SimpleQueue[tuple[Request, Any, str] | None] = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self._progress = 0
+        self._seen = (-1, 0.0)
+
+    def put(self, request: Request, news: Any, host: str) -> None:
+        """``news`` for the future of ``request``."""
+        self._queue.put((request, news, host))
+
+    def look_after(self) -> float | None:
+        """Start a thread if none goes on; gives the seconds until this should be asked again, None for not at all."""
+        if self._queue.empty():
+            return None
+        now = time.monotonic()
+        if not self._threads or (self._progress == self._seen[0] and now - self._seen[1] >= PATIENCE):
+            self._start_thread()
+            self._seen = (-1, now)
+        if self._progress != self._seen[0]:
+            self._seen = (self._progress, now)
+        return PATIENCE
+
+    def _start_thread(self) -> None:
+        if len(self._threads) < MOST_THREADS:
+            thread = threading.Thread(target=self._run, name=f"{self._name}-delivery", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def _run(self) -> None:
+        while (item := self._queue.get()) is not None:
+            self._progress += 1
+            deliver(*item)
+            del item  # a result must not live on because nothing else happens
+        self._queue.put(None)  # for the next thread
+
+    def close(self) -> None:
+        """No more news; the threads end when the queue is empty."""
+        if not self._queue.empty() and not self._threads:
+            self._start_thread()
+        self._queue.put(None)
+
+    def join(self) -> None:
+        """Wait for the threads, except for the one that calls."""
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join()
+
+    def is_own_thread(self) -> bool:
+        """Whether the caller runs on one of the threads: in a callback, say."""
+        return threading.current_thread() in self._threads
+
+
+def deliver(request: Request, news: Any, host: str) -> None:
+    """One piece of news to its future; nothing that the user's code raises gets out."""
+    try:
+        if isinstance(news, Output):
+            _print(request, news)
+        elif isinstance(news, Started):
+            request.future.begin(news, host)
+        elif news is CANCELLED:
+            request.future.announce_cancel()
+        else:
+            _settle(request, news, host)
+    except BaseException:
+        log.exception("delivering to %r", request.future)
+
+
+def _settle(request: Request, news: Any, host: str) -> None:
+    future = request.future
+    if future.cancelled():
+        outcome.discard(news)
+        return
+    if isinstance(news, Finished):
+        _show_tails(request, news)
+        future.tell_end(news, host)
+    result, error = outcome.unpack(request, news)
+    future.forget_body()
+    future.settle(result, error)
+
+
+def _print(request: Request, output: Output) -> None:
+    request.future.printed(output.stream, output.data)
+    show(request, output.stream, output.data)
+
+
+def _show_tails(request: Request, finished: Finished) -> None:
+    for stream, tail in ((1, finished.stdout), (2, finished.stderr)):
+        if tail is not None and (tail.data or tail.omitted):
+            mark = f"\n[... {tail.omitted} bytes left out ...]\n".encode() if tail.omitted else b""
+            show(request, stream, mark + tail.data)
+
+
+def show(request: Request, stream: int, data: bytes) -> None:
+    """Write a task's output to the submitter's stream of this moment, unless it was told to go elsewhere."""
+    destination = request.options.stdout if stream == 1 else request.options.stderr
+    if destination is not FORWARD:
+        return
+    target = sys.stdout if stream == 1 else sys.stderr
+    if target is None:
+        return
+    try:
+        target.write(data.decode(errors="replace"))
+        target.flush()
+    except (OSError, ValueError) as error:
+        log.debug("the output of %r could not be shown: %s", request.future, error)

@@ -1,0 +1,443 @@
+"""The face: ``HPCExecutor``, a ``concurrent.futures.Executor`` in place of ``ProcessPoolExecutor``."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
+from concurrent.futures._base import _result_or_cancel  # type: ignore[attr-defined]
+from typing import Any, NoReturn
+
+import cloudpickle
+
+from executor.core.model import Task
+from executor.errors import SerializationError
+from executor.future import TaskFuture
+from executor.hub import Hub
+from executor.options import DEVNULL, Stream, TaskOptions, make_options, parse_duration
+from executor.outcome import NOTHING, Function, Request, pack_arguments
+from executor.program import Program
+from worker_agent import processes, protocol
+
+if sys.platform != "linux":
+    raise ImportError("HPCExecutor runs on Linux only: it stands on pidfds, sub-reapers and SEQPACKET sockets")
+
+#: Variables that an interpreter reads when it starts: a task that changes one needs a template of its own.
+_START_VARIABLES = ("LD_", "PYTHON", "MALLOC_", "GLIBC_TUNABLES")
+
+_hubs: weakref.WeakSet[Hub] = weakref.WeakSet()
+
+
+def _end_all_hubs() -> None:
+    """As the standard library's pools: the end of the interpreter waits for what was submitted."""
+    hubs = list(_hubs)
+    for hub in hubs:
+        hub.close()
+    for hub in hubs:
+        hub.join()
+
+
+# The standard library's own pools hook in here: before the interpreter joins its threads, and new ones are refused.
+threading._register_atexit(_end_all_hubs)  # type: ignore[attr-defined]
+os.register_at_fork(after_in_child=_hubs.clear)
+
+
+class _Tasks(Executor):
+    """``submit`` and ``map`` with one set of options, common to the executor and its views."""
+
+    _options: TaskOptions
+    _settings: protocol.Settings | None
+
+    def _owner(self) -> HPCExecutor:
+        raise NotImplementedError  # each of the two subclasses says
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskFuture:
+        """Run ``fn(*args, **kwargs)``, or a :class:`Program`, as a task; all names are the function's own.
+
+        Returns a :class:`TaskFuture`. An argument that cannot be pickled is that future's exception.
+        Raises RuntimeError after ``shutdown``, and a ``BrokenProcessPool`` if the executor is broken.
+        """
+        return self._owner()._submit(self, fn, args, kwargs)
+
+    def map(
+        self,
+        fn: Callable[..., Any],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[Any]:
+        """``map(fn, *iterables)`` by tasks; the results come in order.
+
+        :param timeout: seconds from now until ``TimeoutError``; None: no limit.
+        :param chunksize: how many calls make one task (and share one interpreter).
+        :param buffersize: at most so many results are pending, and the iterables are read lazily (as in Python 3.14);
+            None: the iterables are read at once.
+        :raises ValueError, TypeError: a chunksize or buffersize below 1, or a buffersize that is no int.
+        """
+        _check_map(chunksize, buffersize)
+        arguments = zip(*iterables, strict=False)
+        if chunksize > 1:
+            chunks: Iterator[Any] = iter(lambda: list(itertools.islice(arguments, chunksize)), [])
+            submit = _submitter(weakref.ref(self), fn, chunk=True)
+            return _chain(_results(submit, chunks, timeout, buffersize))
+        return _results(_submitter(weakref.ref(self), fn, chunk=False), arguments, timeout, buffersize)
+
+
+class HPCExecutor(_Tasks):
+    """Runs functions in interpreters of their own, and programs; a drop-in for ``ProcessPoolExecutor``.
+
+    :param max_workers: how many tasks run at a time; default: the CPUs that this process may really use.
+    :param mp_context: a multiprocessing context; "spawn" executes each interpreter, any other (and None) forks it from a
+        template interpreter.
+    :param initializer: called as ``initializer(*initargs)`` once in each interpreter. If it raises, the executor is
+        broken: :class:`~executor.errors.InitializerFailed`.
+    :param max_tasks_per_child: tasks that an interpreter runs; 1 (default): a fresh one for each task; None: any number.
+    :param preload: names of modules that the template imports, so that tasks find them there.
+    :param kill_grace: seconds between a signal to a task (time limit, kill) and SIGKILL.
+    :raises TypeError, ValueError: for arguments that make no sense.
+
+    After ``concurrent.futures.ProcessPoolExecutor``; ``options``, :class:`TaskFuture` and programs are added.
+    """
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        mp_context: Any = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        *,
+        max_tasks_per_child: int | None = 1,
+        preload: Sequence[str] = (),
+        kill_grace: float = 2.0,
+    ) -> None:
+        self._max_workers = _check_workers(max_workers)
+        self._start_method = _check_context(mp_context)
+        self._initializer = _check_initializer(initializer, initargs)
+        self._max_tasks = _check_max_tasks(max_tasks_per_child)
+        self._preload = _check_preload(preload)
+        self._kill_grace = parse_duration(kill_grace)
+        self._options = TaskOptions()
+        self._settings = _settings(self._options, self._kill_grace)
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._hub: Hub | None = None
+        self._shut_down = False
+        self._task_numbers = itertools.count(1)
+        self._environment_numbers = itertools.count(1)
+        self._surroundings: tuple[str, list[str], dict[bytes, bytes]] = ("", [], {})
+        self._environments: dict[tuple[Any, ...], protocol.Prepare] = {}
+
+    def _owner(self) -> HPCExecutor:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an HPCExecutor cannot be pickled: it is bound to this process. Make another one in the task.")
+
+    def __repr__(self) -> str:
+        state = "shut down" if self._shut_down else "open"
+        return f"<HPCExecutor max_workers={self._max_workers} {state}>"
+
+    def options(self, **options: Any) -> BoundExecutor:
+        """A view of this executor whose tasks have these options: see :class:`~executor.options.TaskOptions`.
+
+        Raises OptionTypeError or OptionValueError (a TypeError, a ValueError) that name the option.
+        """
+        return BoundExecutor(self, make_options(self._options, **options))
+
+    # --- submitting ---------------------------------------------------------------------------------------------------
+
+    def _submit(
+        self, view: _Tasks, fn: Callable[..., Any], args: Any, kwargs: dict[str, Any],
+        packed: Function | None = None, chunk: bool = False,
+    ) -> TaskFuture:  # fmt: skip
+        hub = self._open_hub()
+        program = fn if isinstance(fn, Program) else None
+        options = view._options
+        future = TaskFuture(next(self._task_numbers), options.name or _name(fn), time.time())
+        environment = self._environment(options, "exec" if program is not None else self._start_method)
+        request = Request(future, options, view._settings, environment, chunk=chunk)
+        try:
+            if program is not None:
+                _check_program_call(args, kwargs)
+                request.program = program
+            else:
+                request.function = packed or hub.functions.pack(fn)
+                request.args, request.buffers = pack_arguments(args, kwargs, hub.payloads, chunk)
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            future.set_exception(error)
+            return future
+        future._control = hub
+        self._hand_over(hub, Task(future.task_id, environment.environment, request, options.retries, options.crash_limit))
+        return future
+
+    def _hand_over(self, hub: Hub, task: Task) -> None:
+        with self._lock:
+            self._check_open(hub)
+            hub.submit(task)
+
+    def _check_open(self, hub: Hub | None) -> None:
+        if self._pid != os.getpid():
+            raise RuntimeError("this HPCExecutor belongs to the process that made it, not to a fork; make a new one here")
+        if hub is not None and hub.broken is not None and not self._shut_down:
+            raise type(hub.broken)(*hub.broken.args) from hub.broken
+        if self._shut_down:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+
+    def _open_hub(self) -> Hub:
+        if self._hub is None or self._hub.broken is not None or self._shut_down or self._pid != os.getpid():
+            with self._lock if self._pid == os.getpid() else threading.Lock():
+                self._check_open(self._hub)
+                if self._hub is None:
+                    self._hub = self._start_hub()
+        return self._hub
+
+    def _start_hub(self) -> Hub:
+        hub = Hub(self._max_workers, self._kill_grace)
+        _hubs.add(hub)
+        hub.start()
+        weakref.finalize(self, hub.close).atexit = False
+        return hub
+
+    def _environment(self, options: TaskOptions, start: str) -> protocol.Prepare:
+        """What the task sees: the directory, ``sys.path`` and environment of the submitter at this moment."""
+        # the dictionary behind os.environ: to compare it costs a microsecond, to copy os.environ twenty
+        variables: dict[bytes, bytes] = os.environ._data  # type: ignore[attr-defined]
+        directory = os.getcwd()
+        if self._surroundings != (directory, sys.path, variables):
+            self._surroundings = (directory, list(sys.path), dict(variables))
+            self._environments = {}
+        changes = tuple(pair for pair in options.env if pair[0].startswith(_START_VARIABLES)) if options.env else ()
+        found = self._environments.get((start, changes))
+        if found is None:
+            found = self._environments[start, changes] = self._prepare(start, directory, changes)
+        return found
+
+    def _prepare(self, start: str, directory: str, changes: tuple[tuple[str, str | None], ...]) -> protocol.Prepare:
+        env = {**os.environ, **{name: text for name, text in changes if text is not None}}
+        for name, text in changes:
+            if text is None:
+                env.pop(name, None)
+        prepared = protocol.Prepare(
+            environment=next(self._environment_numbers), python=_python(), start=start, max_tasks=self._max_tasks or 0,
+            cwd=directory, path=list(sys.path), env=env, preload=self._preload, initializer=self._initializer,
+        )  # fmt: skip
+        assert self._hub is not None
+        self._hub.environments[prepared.environment] = prepared
+        return prepared
+
+    # --- ending -------------------------------------------------------------------------------------------------------
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more tasks. What was submitted still runs, except, with ``cancel_futures``, what has not started.
+
+        With ``wait`` this returns when all has ended and no process or file is left; called from a callback it never
+        waits. May be called again.
+        """
+        hub = self._close(cancel_futures)
+        if hub is not None and wait:
+            hub.join()
+
+    def _close(self, cancel_futures: bool) -> Hub | None:
+        if self._pid != os.getpid():
+            return None
+        with self._lock:
+            self._shut_down = True
+            hub = self._hub
+        if hub is not None and cancel_futures:
+            hub.cancel_pending()
+        if hub is not None:
+            hub.close()
+        return hub
+
+    def terminate_workers(self) -> None:
+        """End all tasks (SIGTERM, ``kill_grace`` seconds, SIGKILL) and shut down, as in Python 3.14."""
+        self._end_tasks(signal.SIGTERM, self._kill_grace)
+
+    def kill_workers(self) -> None:
+        """End all tasks at once (SIGKILL) and shut down, as in Python 3.14."""
+        self._end_tasks(signal.SIGKILL, 0.0)
+
+    def _end_tasks(self, number: int, grace: float) -> None:
+        with self._lock:
+            self._shut_down = True
+            hub = self._hub
+        if hub is not None and self._pid == os.getpid():
+            hub.terminate(number, grace)
+            hub.join()
+
+
+class BoundExecutor(_Tasks):
+    """A view of an executor with options of its own; light, made for one ``submit`` if you like."""
+
+    def __init__(self, executor: HPCExecutor, options: TaskOptions) -> None:
+        self._executor = executor
+        self._options = options
+        self._settings = _settings(options, executor._kill_grace)
+
+    def _owner(self) -> HPCExecutor:
+        return self._executor
+
+    def options(self, **options: Any) -> BoundExecutor:
+        """A view with these options over those of this one."""
+        return BoundExecutor(self._executor, make_options(self._options, **options))
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Shut the executor itself down."""
+        self._executor.shutdown(wait, cancel_futures=cancel_futures)
+
+
+# --- what the constructor takes ---------------------------------------------------------------------------------------
+
+
+def _check_workers(max_workers: int | None) -> int:
+    if max_workers is None:
+        return processes.usable_cpus()
+    if isinstance(max_workers, bool) or not isinstance(max_workers, int):
+        raise TypeError(f"max_workers={max_workers!r}: expected an int, or None for all usable CPUs")
+    if max_workers <= 0:
+        raise ValueError(f"max_workers must be greater than 0, not {max_workers}")
+    return max_workers
+
+
+def _check_context(context: Any) -> str:
+    if context is None:
+        return "fork"
+    if not hasattr(context, "get_start_method"):
+        raise TypeError(f"mp_context={context!r}: expected a context as of multiprocessing.get_context(), or None")
+    return "spawn" if context.get_start_method() == "spawn" else "fork"
+
+
+def _check_initializer(initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> bytes | None:
+    if initializer is None:
+        return None
+    if not callable(initializer):
+        raise TypeError("initializer must be a callable")
+    try:
+        return cloudpickle.dumps((initializer, tuple(initargs)), protocol=5)  # type: ignore[no-any-return]
+    except Exception as error:
+        raise SerializationError(f"the initializer or its initargs cannot be pickled: {error}") from error
+
+
+def _check_max_tasks(max_tasks: int | None) -> int | None:
+    if max_tasks is None:
+        return None
+    if isinstance(max_tasks, bool) or not isinstance(max_tasks, int):
+        raise TypeError(f"max_tasks_per_child must be an integer or None, not {max_tasks!r}")
+    if max_tasks <= 0:
+        raise ValueError(f"max_tasks_per_child must be >= 1, not {max_tasks}")
+    return max_tasks
+
+
+def _check_preload(preload: Sequence[str]) -> list[str]:
+    if isinstance(preload, str) or not all(isinstance(name, str) for name in preload):
+        raise TypeError(f"preload={preload!r}: expected a list of names of modules, such as ['numpy']")
+    return list(preload)
+
+
+def _check_map(chunksize: int, buffersize: int | None) -> None:
+    if chunksize < 1:
+        raise ValueError("chunksize must be >= 1.")
+    if buffersize is not None and not isinstance(buffersize, int):
+        raise TypeError("buffersize must be an integer or None")
+    if buffersize is not None and buffersize < 1:
+        raise ValueError("buffersize must be None or > 0")
+
+
+def _check_program_call(args: Any, kwargs: dict[str, Any]) -> None:
+    if args or kwargs:
+        raise TypeError("a Program takes no arguments when it is called or submitted: they are part of its argv")
+
+
+# --- small things -----------------------------------------------------------------------------------------------------
+
+
+def _name(fn: Any) -> str:
+    if isinstance(fn, Program):
+        return os.path.basename(fn.argv[0])
+    return getattr(fn, "__qualname__", None) or type(fn).__qualname__
+
+
+def _python() -> list[str]:
+    """This interpreter, with the flags it was started with (as :mod:`multiprocessing` does it)."""
+    return [sys.executable, *subprocess._args_from_interpreter_flags()]  # type: ignore[attr-defined]
+
+
+def _settings(options: TaskOptions, grace: float) -> protocol.Settings | None:
+    made = protocol.Settings(
+        env=dict(options.env), cwd=options.cwd, stdout=_destination(options.stdout),
+        stderr=_destination(options.stderr), time_limit=options.time_limit, grace=grace,
+        output_limit=options.output_limit,
+    )  # fmt: skip
+    return None if made == protocol.DEFAULT_SETTINGS else made
+
+
+def _destination(destination: Stream | str) -> str | None:
+    if destination is DEVNULL:
+        return ""
+    return destination if isinstance(destination, str) else None
+
+
+def _submitter(view: weakref.ref[_Tasks], fn: Callable[..., Any], *, chunk: bool) -> Callable[[Any], TaskFuture | None]:
+    """Submits one call after the other; the function is pickled once. None if the executor is gone."""
+    packed: list[Function] = []
+
+    def submit(args: Any) -> TaskFuture | None:
+        executor = view()
+        if executor is None:
+            return None
+        if isinstance(fn, Program) or not chunk:
+            return executor.submit(fn, *args)
+        owner = executor._owner()
+        if not packed:
+            packed.append(owner._open_hub().functions.pack(fn))
+        return owner._submit(executor, fn, args, {}, packed[0], chunk=True)
+
+    return submit
+
+
+def _results(
+    submit: Callable[[Any], TaskFuture | None], arguments: Iterator[Any], timeout: float | None, buffersize: int | None
+) -> Iterator[Any]:
+    end = None if timeout is None else time.monotonic() + timeout
+    futures = deque(submit(args) for args in itertools.islice(arguments, buffersize))
+
+    def results() -> Iterator[Any]:
+        try:
+            while futures:
+                if buffersize is not None:
+                    _submit_next(submit, arguments, futures)
+                # popped here, so that no reference to a result is left behind
+                yield _result_or_cancel(futures.popleft(), None if end is None else end - time.monotonic())
+        finally:
+            for future in futures:
+                if future is not None:
+                    future.cancel()
+
+    return results()
+
+
+def _submit_next(
+    submit: Callable[[Any], TaskFuture | None], arguments: Iterator[Any], futures: deque[TaskFuture | None]
+) -> None:
+    for args in itertools.islice(arguments, 1):
+        future = submit(args)
+        if future is not None:
+            futures.append(future)
+
+
+def _chain(chunks: Iterator[list[Any]]) -> Iterator[Any]:
+    for chunk in chunks:
+        chunk.reverse()
+        while chunk:
+            yield chunk.pop()

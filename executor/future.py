@@ -1,0 +1,256 @@
+"""The future of a task: a ``concurrent.futures.Future`` that also tells the task's story."""
+
+from __future__ import annotations
+
+import signal as signals
+from concurrent.futures import Future
+from concurrent.futures._base import (
+    CANCELLED,
+    CANCELLED_AND_NOTIFIED,
+    FINISHED,
+    PENDING,
+    RUNNING,
+    InvalidStateError,
+)
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import msgspec
+
+from worker_agent.output import join_head_tail
+from worker_agent.protocol import Finished, Started, Tail
+
+_STATES = {
+    PENDING: "pending",
+    RUNNING: "running",
+    CANCELLED: "cancelled",
+    CANCELLED_AND_NOTIFIED: "cancelled",
+    FINISHED: "finished",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What an attempt used: CPU time in seconds, peak resident set size in bytes.
+
+    In a reused interpreter the peak is that of the interpreter so far. 0 where nothing was measured.
+    """
+
+    user: float = 0.0
+    system: float = 0.0
+    max_rss: int = 0
+
+    @property
+    def cpu_time(self) -> float:
+        """User and system time together, in seconds."""
+        return self.user + self.system
+
+
+class Control(Protocol):
+    """What a future may ask of the hub."""
+
+    def withdraw(self, task_id: int) -> None:
+        """The task was cancelled before it was sent."""
+
+    def recall(self, task_id: int) -> bool:
+        """Ask the agent for a sent task; whether it will never run. Waits for the answer."""
+
+    def kill(self, task_id: int, signal: int, grace: float | None) -> None:
+        """End the task."""
+
+
+class TaskFuture(Future[Any]):
+    """What ``submit`` returns. Everything a ``Future`` has, and:
+
+    ``task_id`` (int, unique in the executor), ``name``, ``state`` ("pending", "sent", "running", "finished" or
+    "cancelled"), ``attempt`` (which try this is, from 1; 0 before), ``host`` and ``pid`` of the latest attempt,
+    ``submitted``, ``started`` and ``ended`` (seconds since the epoch, None before), ``usage``, ``stdout``, ``stderr``,
+    ``returncode`` and ``signal``.
+    """
+
+    #: what differs from these is set on the instance: a hundred thousand pending futures stay small
+    task_id: int = 0
+    name: str = ""
+    attempt: int = 0
+    host: str | None = None
+    _control: Control | None = None
+    _submitted: float | None = None
+    _sent = False
+    _story: Started | Finished | None = None
+    _heads: dict[int, list[bytes]] | None = None
+
+    def __init__(self, task_id: int, name: str, submitted: float) -> None:
+        super().__init__()
+        self.task_id = task_id
+        self.name = name
+        self._submitted = submitted
+
+    def __repr__(self) -> str:
+        return f"<TaskFuture {self.task_id} {self.name!r} {self.state}>"
+
+    # --- the story ----------------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> str:
+        """Where the task stands; "sent" means: an agent has it, and has not said that it started."""
+        return "sent" if self._state == PENDING and self._sent else _STATES[self._state]
+
+    @property
+    def pid(self) -> int | None:
+        """The process that runs or ran the latest attempt."""
+        return (self._story.pid or None) if self._story is not None else None
+
+    @property
+    def submitted(self) -> float | None:
+        """When ``submit`` was called."""
+        return self._submitted
+
+    @property
+    def started(self) -> float | None:
+        """When the latest attempt started, by the clock of its host."""
+        if isinstance(self._story, Finished):
+            return self._story.started or None
+        return self._story.at if self._story is not None else None
+
+    @property
+    def ended(self) -> float | None:
+        """When the latest attempt ended, by the clock of its host."""
+        return self._story.ended if isinstance(self._story, Finished) else None
+
+    @property
+    def usage(self) -> Usage | None:
+        """CPU time and peak memory of the latest attempt, once it has ended."""
+        if not isinstance(self._story, Finished):
+            return None
+        used = self._story.usage
+        return Usage(used.user, used.system, used.max_rss)
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit status of a program, or of an interpreter that died; negative for a signal; None otherwise."""
+        return self._story.returncode if isinstance(self._story, Finished) else None
+
+    @property
+    def signal(self) -> int | None:
+        """The number of the signal that ended the task, or None."""
+        return -self.returncode if self.returncode is not None and self.returncode < 0 else None
+
+    @property
+    def stdout(self) -> str:
+        """What the latest attempt has written to its standard output so far; of very much, beginning and end."""
+        return self._text(1)
+
+    @property
+    def stderr(self) -> str:
+        """What the latest attempt has written to its standard error so far; of very much, beginning and end."""
+        return self._text(2)
+
+    def _text(self, stream: int) -> str:
+        story = self._story
+        tail = (story.stdout if stream == 1 else story.stderr) if isinstance(story, Finished) else None
+        head = b"".join((self._heads or {}).get(stream, []))
+        tail = tail or Tail()
+        return join_head_tail(head, tail.data, tail.omitted).decode(errors="replace")
+
+    # --- the user's wishes --------------------------------------------------------------------------------------------
+
+    def cancel(self, *, kill: bool = False) -> bool:
+        """Cancel the task if it has not started, as in the standard library; True if it will never run.
+
+        A task that lies on an agent and has not started is fetched back, which takes one message there and back.
+        With ``kill`` a running task is ended too (as by :meth:`kill`), and the future is cancelled.
+        """
+        control = self._control
+        if self.mark_cancelled():
+            if control is not None:
+                control.withdraw(self.task_id)
+            self.announce_cancel()
+            return True
+        if control is not None and self._state == PENDING and control.recall(self.task_id):
+            return self._cancel_now({PENDING})
+        if control is not None and kill and not self.done():
+            control.kill(self.task_id, int(signals.SIGTERM), None)
+            return self._cancel_now({PENDING, RUNNING})
+        return self.cancelled()
+
+    def _cancel_now(self, states: set[str]) -> bool:
+        if self._move_to_cancelled(states):
+            self.announce_cancel()
+        return self.cancelled()
+
+    def kill(self, signal: int = signals.SIGTERM, *, grace: float | None = None) -> bool:
+        """End the task: ``signal`` to its process group, ``grace`` seconds later SIGKILL to all that it started.
+
+        The future then has :class:`~executor.errors.TaskKilled` as its exception. ``grace`` defaults to the executor's
+        ``kill_grace``. Gives False if the task has ended already.
+        """
+        control = self._control
+        if control is None or self.done():
+            return False
+        control.kill(self.task_id, int(signal), grace)
+        return True
+
+    # --- the hub's news (hub and delivery threads) --------------------------------------------------------------------
+
+    def mark_cancelled(self) -> bool:
+        """Cancel it if no agent has it; who marks it also calls :meth:`announce_cancel`, off the hub's thread."""
+        with self._condition:  # reentrant: nothing can claim it in between
+            return not self._sent and self._move_to_cancelled({PENDING})
+
+    def _move_to_cancelled(self, states: set[str]) -> bool:
+        with self._condition:
+            if self._state not in states:
+                return False
+            self._state = CANCELLED
+            self._condition.notify_all()
+            return True
+
+    def announce_cancel(self) -> None:
+        """Wake those who wait (the standard library leaves some of them asleep) and run the callbacks."""
+        self._control = None
+        self.set_running_or_notify_cancel()
+        self._invoke_callbacks()  # type: ignore[attr-defined]
+
+    def claim(self, attempt: int) -> bool:
+        """An agent is about to get the task; False if it was cancelled. From now on a cancel asks the agent."""
+        with self._condition:
+            self._sent = self._state in (PENDING, RUNNING)
+            self.attempt = attempt
+            return self._sent
+
+    def begin(self, started: Started, host: str) -> None:
+        """An attempt started; what an earlier one printed is its affair."""
+        self.host = host
+        self._story = started
+        self._heads = None
+        with self._condition:
+            if self._state == PENDING:
+                self._state = RUNNING
+
+    def printed(self, stream: int, data: bytes) -> None:
+        """The beginning of its output, as it comes."""
+        if self._heads is None:
+            self._heads = {}
+        self._heads.setdefault(stream, []).append(data)
+
+    def tell_end(self, finished: Finished, host: str) -> None:
+        """How the attempt ended; the result or the exception follows."""
+        self.host = host
+        self._story = finished
+
+    def forget_body(self) -> None:
+        """Drop the pickled outcome, of which the result has been made."""
+        if isinstance(self._story, Finished) and self._story.body:
+            self._story = msgspec.structs.replace(self._story, body=b"")
+
+    def settle(self, result: Any, error: BaseException | None) -> bool:
+        """Set the result, or the exception if there is one; False if the future was cancelled meanwhile."""
+        self._control = None
+        try:
+            if error is not None:
+                self.set_exception(error)
+            else:
+                self.set_result(result)
+        except InvalidStateError:
+            return False
+        return True

@@ -1,0 +1,507 @@
+"""The one background thread: socket, clock, core. It performs what the core wants done and decides nothing.
+
+    any thread --inbox--> Hub._step --> core.Scheduler --effects--> Hub._perform --frames--> agents
+    agents    --frames--> Hub._step --> core.Scheduler --effects--> Hub._perform --news----> Delivery --> futures
+
+The user's code never runs here. If this thread fails, every future is told before it ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import secrets
+import select
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import zmq
+
+from executor import local
+from executor.core import effects
+from executor.core.model import Task, WorkerId
+from executor.core.scheduler import Scheduler
+from executor.delivery import CANCELLED, Delivery
+from executor.errors import AgentFailed, ExecutorTerminated
+from executor.outcome import Function, Functions, Request, refused
+from executor.payloads import Payloads
+from worker_agent import protocol
+
+log = logging.getLogger("executor")
+
+#: Agents that may end before they have said hello, one after the other, until the executor gives up.
+LAUNCHES_ALLOWED = 3
+#: Seconds that an agent may take from its start to its hello.
+LAUNCH_PATIENCE = 60.0
+#: Seconds that an agent may take to leave when all is done, beyond the grace of its tasks.
+STOP_PATIENCE = 5.0
+#: Functions that are kept although no task needs them.
+FUNCTIONS_KEPT = 1000
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    """The wire's record of an agent: what it knows, and what goes to it with the next frame."""
+
+    id: WorkerId
+    launch: local.Launch
+    started: float
+    identity: bytes = b""
+    epoch: int = 0
+    host: str = ""
+    functions: set[int] = field(default_factory=set)
+    environments: set[int] = field(default_factory=set)
+    outbox: list[protocol.Order] = field(default_factory=list)
+
+
+class Hub:
+    """Everything behind an executor. Public methods may be called from any thread."""
+
+    def __init__(self, slots: int, kill_grace: float) -> None:
+        self.session = secrets.token_hex(16)
+        self.directories = local.SessionDirectories()
+        self.payloads = Payloads(self.directories.stores)
+        self.functions = Functions(self.payloads)
+        self.environments: dict[int, protocol.Prepare] = {}
+        self.delivery = Delivery("hpc-executor")
+        #: why no more tasks are taken, if so
+        self.broken: BaseException | None = None
+        self._slots = slots
+        self._kill_grace = kill_grace
+        self._core = Scheduler()
+        self._inbox: deque[Task | Callable[[], None]] = deque()
+        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._sleeping = False
+        self._closing = False
+        self._ended = threading.Event()
+        self._workers: dict[WorkerId, Worker] = {}
+        self._by_identity: dict[bytes, Worker] = {}
+        self._numbers = iter(range(1, 2**62)).__next__
+        self._by_pidfd: dict[int, Worker] = {}
+        self._ended_agents: list[Worker] = []
+        self._failed_launches = 0
+        self._answers: dict[int, list[queue.SimpleQueue[bool]]] = {}
+        self._epoll = select.epoll()
+        self._thread = threading.Thread(target=self._run, name="hpc-executor-hub", daemon=True)
+
+    # --- any thread ---------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the thread, and with it an agent."""
+        self._thread.start()
+
+    def submit(self, task: Task) -> None:
+        """A new task."""
+        self._inbox.append(task)
+        if self._sleeping:
+            self._wake()
+
+    def _post(self, action: Callable[[], None]) -> None:
+        self._inbox.append(action)
+        self._wake()
+
+    def _wake(self) -> None:
+        try:
+            os.eventfd_write(self._wake_fd, 1)
+        except OSError:
+            pass  # the hub has ended and closed it
+
+    def withdraw(self, task_id: int) -> bool:
+        """A task was cancelled before it was sent."""
+        self._post(lambda: self._perform(self._core.cancel(task_id)))
+        return True
+
+    def recall(self, task_id: int) -> bool:
+        """Fetch a task back that was sent; whether it will never run. Waits for the agent's answer."""
+        answer: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._post(lambda: self._ask(task_id, answer))
+        while not self._ended.is_set():
+            try:
+                return answer.get(timeout=1.0)
+            except queue.Empty:
+                continue  # the agent is slow, or this hub has ended without an answer
+        return False
+
+    def kill(self, task_id: int, number: int, grace: float | None) -> bool:
+        """End a task."""
+        patience = self._kill_grace if grace is None else grace
+        self._post(lambda: self._perform(self._core.kill(task_id, number, patience)))
+        return True
+
+    def close(self) -> None:
+        """End when all tasks have ended."""
+        self._closing = True
+        self._wake()
+
+    def cancel_pending(self) -> None:
+        """Cancel every task that has not started."""
+        self._post(self._cancel_pending)
+
+    def terminate(self, number: int, grace: float) -> None:
+        """End all tasks and the agents."""
+        self._post(lambda: self._terminate(number, grace))
+
+    def join(self) -> None:
+        """Wait until the hub and its deliveries have ended, unless called from one of their threads."""
+        if threading.current_thread() is not self._thread and not self.delivery.is_own_thread():
+            self._thread.join()
+            self.delivery.join()
+
+    def abandon(self) -> None:
+        """Close what a fork of the user's process has inherited; its parent goes on with it."""
+        self._sleeping = False
+
+    def worker_pids(self) -> list[int]:
+        """The processes of the agents' supervisors."""
+        return [worker.launch.process.pid for worker in list(self._workers.values())]
+
+    # --- the thread ---------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            self._open()
+            while not self._finished():
+                self._step()
+            self._stop_agents()
+        except BaseException as error:
+            log.critical("the hub failed", exc_info=True)
+            self._fail(AgentFailed(f"the executor's hub failed: {type(error).__name__}: {error}"), error)
+            self._kill_agents()
+        finally:
+            self._close()
+
+    def _open(self) -> None:
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self._socket.setsockopt(zmq.SNDHWM, 0)
+        self._socket.setsockopt(zmq.RCVHWM, 0)
+        self._socket.bind(f"ipc://{self.directories.endpoint_path}")
+        self._epoll.register(self._socket.getsockopt(zmq.FD), select.EPOLLIN)
+        self._epoll.register(self._wake_fd, select.EPOLLIN)
+        self._launch()
+
+    def _finished(self) -> bool:
+        return self._closing and not self._inbox and not self._core.tasks
+
+    def _step(self) -> None:
+        self._wait(self.delivery.look_after())
+        self._take_inbox()
+        self._receive()
+        self._look_after_agents()
+        self._flush()
+
+    def _wait(self, patience: float | None) -> None:
+        self._sleeping = True
+        if self._inbox or self._finished() or self._has_mail():
+            patience = 0.0
+        elif any(not worker.identity for worker in self._workers.values()):
+            patience = min(patience or LAUNCH_PATIENCE, 1.0)
+        ready = self._epoll.poll(patience)
+        self._sleeping = False
+        for fd, _ in ready:
+            if fd == self._wake_fd:
+                os.eventfd_read(fd)
+            elif fd in self._by_pidfd:
+                self._ended_agents.append(self._by_pidfd[fd])
+
+    def _has_mail(self) -> bool:
+        return bool(self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN)  # type: ignore[operator]
+
+    def _take_inbox(self) -> None:
+        tasks: list[Task] = []
+        for _ in range(len(self._inbox)):
+            item = self._inbox.popleft()
+            if isinstance(item, Task):
+                self._count_function(item, 1)
+                tasks.append(item)
+            else:
+                self._submit(tasks)
+                item()
+        self._submit(tasks)
+
+    def _submit(self, tasks: list[Task]) -> None:
+        if not tasks:
+            return
+        if self.broken is not None:
+            for task in tasks:
+                self._settle(task, self.broken)
+        else:
+            self._perform(self._core.submit(tasks))
+        tasks.clear()
+
+    # --- the wire -----------------------------------------------------------------------------------------------------
+
+    def _receive(self) -> None:
+        while self._has_mail():
+            identity, data = self._socket.recv_multipart()
+            try:
+                frame = protocol.decode_reports(data)
+            except protocol.ProtocolError as error:
+                log.warning("a frame was dropped: %s", error)
+                continue
+            worker = self._by_identity.get(identity)
+            if frame.session != self.session:
+                log.warning("a frame of another session was dropped")
+            elif worker is None:
+                self._greet(identity, frame)
+            elif frame.epoch == worker.epoch or frame.epoch == 0:
+                self._take_reports(worker, frame.messages)
+
+    def _greet(self, identity: bytes, frame: protocol.Reports) -> None:
+        for hello in frame.messages:
+            if not isinstance(hello, protocol.Hello):
+                continue
+            worker = next((each for each in self._workers.values() if each.launch.id == hello.launch), None)
+            if worker is None or worker.identity:
+                log.warning("an agent of an unknown launch was refused")
+                continue
+            self._failed_launches = 0
+            worker.identity, worker.host, worker.epoch = identity, hello.host, self._numbers()
+            self._by_identity[identity] = worker
+            worker.outbox.append(protocol.Welcome(worker.epoch))
+            self._perform(self._core.joined(worker.id, hello.slots))
+
+    def _take_reports(self, worker: Worker, reports: list[protocol.Report]) -> None:
+        for report in reports:
+            if isinstance(report, protocol.Unprepared):
+                self._note_unprepared(report)
+        self._perform(self._core.receive(worker.id, reports))
+
+    def _note_unprepared(self, report: protocol.Unprepared) -> None:
+        if self.environments[report.environment].initializer is not None:
+            self._fail(refused(effects.Refused(report.text, report.error)), None)
+
+    def _flush(self) -> None:
+        for worker in self._workers.values():
+            if worker.outbox and worker.identity:
+                frame = protocol.Orders(protocol.PROTOCOL, self.session, worker.epoch, worker.outbox)
+                try:
+                    self._socket.send_multipart([worker.identity, protocol.encode(frame)])
+                except zmq.ZMQError as error:
+                    log.info("agent %s cannot be reached: %s", worker.id, error)
+                worker.outbox = []
+
+    # --- effects ------------------------------------------------------------------------------------------------------
+
+    def _perform(self, wanted: list[effects.Effect]) -> None:
+        for effect in wanted:
+            self._performers[type(effect)](self, effect)
+
+    def _on_start(self, effect: effects.Start) -> None:
+        worker, task = self._workers[effect.worker], effect.task
+        request: Request = task.body
+        if not request.future.claim(task.attempt):
+            # cancelled since: it never reaches the agent, so the answer is known
+            self._perform(self._core.receive(effect.worker, [protocol.Finished(task.id, task.attempt, protocol.KILLED)]))
+            return
+        function = request.function
+        if function is not None and function.id not in worker.functions:
+            worker.functions.add(function.id)
+            worker.outbox.append(protocol.Define(function.id, function.body))
+        worker.outbox.append(
+            protocol.Run(effect.lane, task.id, task.attempt, request.order_body(), request.settings)
+        )
+
+    def _on_open(self, effect: effects.OpenLane) -> None:
+        worker = self._workers[effect.worker]
+        if effect.environment not in worker.environments:
+            worker.environments.add(effect.environment)
+            worker.outbox.append(self.environments[effect.environment])
+        worker.outbox.append(protocol.Open(effect.lane, effect.environment, effect.width))
+
+    def _on_resize(self, effect: effects.ResizeLane) -> None:
+        self._workers[effect.worker].outbox.append(protocol.Resize(effect.lane, effect.width))
+
+    def _on_close(self, effect: effects.CloseLane) -> None:
+        self._workers[effect.worker].outbox.append(protocol.Close(effect.lane))
+
+    def _on_recall(self, effect: effects.RecallTask) -> None:
+        self._workers[effect.worker].outbox.append(protocol.Recall(effect.task.id, effect.task.attempt))
+
+    def _on_kill(self, effect: effects.KillTask) -> None:
+        order = protocol.Kill(effect.task.id, effect.task.attempt, effect.signal, effect.grace)
+        self._workers[effect.worker].outbox.append(order)
+
+    def _on_tell(self, effect: effects.Tell) -> None:
+        self.delivery.put(effect.task.body, effect.news, self._host(effect.task))
+
+    def _on_resolve(self, effect: effects.Resolve) -> None:
+        self._settle(effect.task, effect.outcome)
+
+    def _on_answer(self, effect: effects.Answer) -> None:
+        for answer in self._answers.pop(effect.task.id, []):
+            answer.put(effect.cancelled)
+        if effect.cancelled:
+            self._release(effect.task)
+
+    _performers: dict[type[Any], Callable[[Hub, Any], None]] = {
+        effects.Start: _on_start,
+        effects.OpenLane: _on_open,
+        effects.ResizeLane: _on_resize,
+        effects.CloseLane: _on_close,
+        effects.RecallTask: _on_recall,
+        effects.KillTask: _on_kill,
+        effects.Tell: _on_tell,
+        effects.Resolve: _on_resolve,
+        effects.Answer: _on_answer,
+    }
+
+    def _host(self, task: Task) -> str:
+        worker = self._workers.get(task.lane.worker.id) if task.lane is not None else None
+        return worker.host if worker is not None else ""
+
+    def _settle(self, task: Task, outcome: object) -> None:
+        self.delivery.put(task.body, outcome, self._host(task))
+        self._release(task)
+
+    def _release(self, task: Task) -> None:
+        """The task needs its arguments and its function no longer."""
+        self._count_function(task, -1)
+        for stored in task.body.stored():
+            self.payloads.release(stored)
+        task.body = None
+
+    def _count_function(self, task: Task, change: int) -> None:
+        function: Function | None = task.body.function
+        if function is not None:
+            function.users += change
+            if function.users == 0:
+                self._forget_functions(self.functions.drop_idle(FUNCTIONS_KEPT))
+
+    def _forget_functions(self, numbers: list[int]) -> None:
+        for worker in self._workers.values():
+            known = [number for number in numbers if number in worker.functions]
+            if known:
+                worker.functions.difference_update(known)
+                worker.outbox.append(protocol.Forget(known))
+
+    # --- wishes -------------------------------------------------------------------------------------------------------
+
+    def _ask(self, task_id: int, answer: queue.SimpleQueue[bool]) -> None:
+        if task_id not in self._core.tasks:
+            answer.put(False)
+            return
+        self._answers.setdefault(task_id, []).append(answer)
+        self._perform(self._core.cancel(task_id))
+
+    def _cancel_pending(self) -> None:
+        for task in list(self._core.tasks.values()):
+            request: Request = task.body
+            if request.future.mark_cancelled():
+                self.delivery.put(request, CANCELLED, "")
+                self._perform(self._core.cancel(task.id))
+
+    def _terminate(self, number: int, grace: float) -> None:
+        self.broken = self.broken or ExecutorTerminated("the executor was terminated by terminate_workers() or kill_workers()")
+        for worker in self._workers.values():
+            worker.outbox.append(protocol.Stop(number, grace))
+        self._closing = True
+        for task in list(self._core.tasks.values()):
+            self._settle(task, ExecutorTerminated(f"{task.body.future!r} was ended by terminate_workers() or kill_workers()"))
+        self._core = Scheduler()
+
+    # --- agents -------------------------------------------------------------------------------------------------------
+
+    def _launch(self) -> None:
+        launch = local.launch(self.session, self.directories, self._slots)
+        worker = Worker(WorkerId(self._numbers()), launch, time.monotonic())
+        self._workers[worker.id] = worker
+        self._by_pidfd[launch.pidfd] = worker
+        self._epoll.register(launch.pidfd, select.EPOLLIN)
+
+    def _look_after_agents(self) -> None:
+        while self._ended_agents:
+            self._on_agent_end(self._ended_agents.pop())
+        for worker in self._workers.values():
+            if not worker.identity and time.monotonic() - worker.started > LAUNCH_PATIENCE:
+                worker.launch.kill()
+
+    def _on_agent_end(self, worker: Worker) -> None:
+        """Its supervisor has ended, so nothing of it runs any more."""
+        self._receive()  # what it still said
+        self._forget_agent(worker)
+        worker.launch.wait(STOP_PATIENCE)
+        status = worker.launch.process.returncode
+        reason = f"the agent on {worker.host or 'this machine'} (process {worker.launch.process.pid}) ended with {status}"
+        text = worker.launch.log_tail()
+        if not worker.identity:
+            self._failed_launches += 1
+        if self._failed_launches >= LAUNCHES_ALLOWED:
+            self._fail(AgentFailed(f"no agent could be started: {reason}. Its log:\n{text}"), None)
+            return
+        if not self._closing or self._core.tasks:
+            log.warning("%s; another one is started. Its log: %s", reason, text or "(empty)")
+            self._launch()
+        self._perform(self._core.lost(worker.id, reason))
+
+    def _forget_agent(self, worker: Worker) -> None:
+        del self._workers[worker.id]
+        self._by_identity.pop(worker.identity, None)
+        self._epoll.unregister(worker.launch.pidfd)
+        del self._by_pidfd[worker.launch.pidfd]
+        worker.launch.close()
+
+    # --- ends ---------------------------------------------------------------------------------------------------------
+
+    def _fail(self, error: BaseException, cause: BaseException | None) -> None:
+        """The executor is broken: every future gets an exception of its own, and no more tasks are taken."""
+        error.__cause__ = error.__cause__ or cause
+        self.broken = error
+        self._take_waiting_tasks()
+        for task in list(self._core.tasks.values()):
+            own = type(error)(*error.args)
+            own.__cause__ = error.__cause__
+            self._settle(task, own)
+        self._core = Scheduler()
+        for answers in self._answers.values():
+            for answer in answers:
+                answer.put(False)
+        self._answers.clear()
+
+    def _take_waiting_tasks(self) -> None:
+        while self._inbox:
+            item = self._inbox.popleft()
+            if isinstance(item, Task):
+                self._core.tasks[item.id] = item
+
+    def _stop_agents(self) -> None:
+        for worker in self._workers.values():
+            worker.outbox.append(protocol.Stop(signal.SIGTERM, self._kill_grace))
+        self._flush()
+        deadline = time.monotonic() + self._kill_grace + STOP_PATIENCE
+        for worker in self._workers.values():
+            if not worker.identity or not worker.launch.wait(max(0.0, deadline - time.monotonic())):
+                worker.launch.kill()
+        self._kill_agents()
+
+    def _kill_agents(self) -> None:
+        for worker in list(self._workers.values()):
+            if not worker.launch.wait(0):
+                worker.launch.kill()
+                worker.launch.wait(STOP_PATIENCE)
+            worker.launch.close()
+        self._workers.clear()
+
+    def _close(self) -> None:
+        self._closing = True
+        self.broken = self.broken or AgentFailed("the executor has ended")
+        self._fail_leftovers()
+        self._ended.set()
+        self.delivery.close()
+        self._socket.close()
+        self._context.term()
+        self._epoll.close()
+        os.close(self._wake_fd)
+        self.directories.remove()
+
+    def _fail_leftovers(self) -> None:
+        if self._core.tasks or self._inbox:
+            self._fail(AgentFailed("the executor has ended"), None)

@@ -1,0 +1,108 @@
+"""Agents on this machine: started as a process of their own, told by a pipe how to find the hub."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+
+from worker_agent import interpreter, processes, protocol
+
+_SCRIPT = os.path.abspath(interpreter.__file__)
+#: The longest path that a unix socket can have.
+_SOCKET_PATH_LIMIT = 107
+_LOG_TAIL = 4000
+
+
+class SessionDirectories:
+    """The private directories of a session: for the socket and the log, and for payloads.
+
+    They lie in memory (``/dev/shm``) where the node has that, and payloads that do not fit there go to the directory for
+    temporary files. ``mkdtemp`` makes them 0700 and unguessable, whatever the umask.
+    """
+
+    def __init__(self) -> None:
+        shared = "/dev/shm"
+        places = [shared] if os.access(shared, os.W_OK | os.X_OK) else []
+        self.stores = [tempfile.mkdtemp(prefix="hpc-executor-", dir=place) for place in [*places, tempfile.gettempdir()]]
+        self.main = self.stores[0]
+        if len(self.endpoint_path) > _SOCKET_PATH_LIMIT:
+            self.remove()
+            raise OSError(f"the path {self.endpoint_path} is too long for a socket; set TMPDIR to a shorter directory")
+
+    @property
+    def endpoint_path(self) -> str:
+        """Where the hub's socket is."""
+        return os.path.join(self.main, "hub")
+
+    def remove(self) -> None:
+        """Remove them with all that is in them."""
+        for directory in self.stores:
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+@dataclass(slots=True, eq=False)
+class Launch:
+    """An agent that was started: its process (the supervisor), a descriptor that tells its end, and its log."""
+
+    id: str
+    process: subprocess.Popen[bytes]
+    pidfd: int
+    log: str
+
+    def log_tail(self) -> str:
+        """The end of what the agent wrote to its log."""
+        try:
+            with open(self.log, "rb") as file:
+                return file.read()[-_LOG_TAIL:].decode(errors="replace").strip()
+        except FileNotFoundError:
+            return ""
+
+    def kill(self) -> None:
+        """End the agent by force; its supervisor ends what it has started."""
+        self.process.terminate()
+
+    def wait(self, timeout: float) -> bool:
+        """Whether the agent has ended, within ``timeout`` seconds."""
+        try:
+            self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Give back what this process has of it."""
+        os.close(self.pidfd)
+
+
+def launch(session: str, directories: SessionDirectories, slots: int) -> Launch:
+    """Start an agent with ``slots`` places on this machine. Raises OSError if that cannot be done."""
+    connection = protocol.Connection(
+        protocol=protocol.PROTOCOL, endpoint=f"ipc://{directories.endpoint_path}", session=session,
+        launch=secrets.token_hex(8), client_pid=os.getpid(), client_start=processes.start_time(os.getpid()) or 0,
+        directory=directories.main, stores=directories.stores, slots=slots,
+        path=[folder for folder in sys.path if os.path.isabs(folder)],
+    )  # fmt: skip
+    log = os.path.join(directories.main, f"agent-{connection.launch}.log")
+    with open(log, "wb") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-P", _SCRIPT, "agent"], stdin=subprocess.PIPE, stdout=stderr, stderr=stderr, cwd="/",
+            start_new_session=True, env=_agent_environment(),
+        )  # fmt: skip
+    pidfd = os.pidfd_open(process.pid)
+    assert process.stdin is not None
+    try:
+        with process.stdin as pipe:
+            pipe.write(protocol.write_connection(connection))
+    except BrokenPipeError:
+        pass  # it died at once: its log says why, and its end is noticed as any other
+    return Launch(connection.launch, process, pidfd, log)
+
+
+def _agent_environment() -> dict[str, str]:
+    """The agent's own environment: what it hands to tasks comes with each :class:`protocol.Prepare`."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}

@@ -1,0 +1,423 @@
+import contextlib
+import errno
+import os
+import select
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from worker_agent.processes import (
+    children,
+    cpu_quota,
+    descendants,
+    kill_group,
+    kill_tree,
+    pidfd_alive,
+    set_parent_death_signal,
+    start_time,
+    usable_cpus,
+)
+
+ROOT = Path(__file__).parent.parent
+PATIENCE = (
+    30  # seconds until a test that waits for a pipe has failed; none of them waits as long when all is well
+)
+
+
+@contextlib.contextmanager
+def script(source):
+    """A process that runs the Python ``source``, with pipes to its stdin and stdout; killed at the end."""
+    # Unbuffered, so that select() in line() knows of every line that came.
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(source)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0,
+        start_new_session=True, cwd=ROOT,
+    )  # fmt: skip
+    with process:
+        try:
+            yield process
+        finally:
+            kill_group(process.pid, signal.SIGKILL)
+
+
+def line(process):
+    """The next line of the process, as numbers."""
+    assert select.select([process.stdout], [], [], PATIENCE)[0], "the process says nothing"
+    return [int(word) for word in process.stdout.readline().split()]
+
+
+def wait_all_closed(process):
+    """Wait until nobody has the stdout of the process open: until it and its descendants have ended."""
+    while True:
+        assert select.select([process.stdout], [], [], PATIENCE)[0], "somebody is still alive"
+        if not os.read(process.stdout.fileno(), 65536):
+            return
+
+
+# A process with a child and two grandchildren, which prints [child, grandchild, grandchild] and then waits
+# for its stdin.
+TREE = """
+    import os, signal, sys
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        pids = []
+        for _ in range(2):
+            pids.append(os.fork())
+            if pids[-1] == 0:
+                while True: signal.pause()
+        os.write(write, b"%d %d" % tuple(pids))
+        while True: signal.pause()
+    print(child, os.read(read, 100).decode(), flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture(params=["children files", "a scan of all processes"])
+def proc(request, tmp_path):
+    """/proc, and one of a kernel without children files: links to the real processes, and no ``self``."""
+    if request.param == "children files":
+        return lambda *pids: "/proc"
+
+    def link(*pids):
+        for pid in pids:
+            (tmp_path / str(pid)).symlink_to(f"/proc/{pid}")
+        return str(tmp_path)
+
+    return link
+
+
+# ---- trees
+
+
+def test_children_and_descendants_are_found_parents_first(proc):
+    with script(TREE) as process:
+        child, first, second = line(process)
+        root = proc(process.pid, child, first, second)
+        assert children(process.pid, root) == [child]
+        assert sorted(children(child, root)) == sorted([first, second])
+        assert descendants(process.pid, root)[0] == child
+        assert sorted(descendants(process.pid, root)) == sorted([child, first, second])
+        assert descendants(first, root) == []
+
+
+def test_a_process_that_is_gone_has_no_children_and_no_start(proc):
+    with script("") as process:
+        process.wait()
+        root = proc(process.pid)
+        assert (children(process.pid, root), descendants(process.pid, root)) == ([], [])
+        assert start_time(process.pid, root) is None
+
+
+def test_children_of_other_threads_are_found():
+    source = """
+        import subprocess, sys, threading
+        def start():
+            child = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+            print(child.pid, flush=True)
+            sys.stdin.read()
+        thread = threading.Thread(target=start)
+        thread.start()
+        thread.join()
+    """
+    with script(source) as process:
+        child = line(process)
+        assert children(process.pid) == child
+
+
+def test_a_zombie_is_a_child_with_a_start():
+    with script("import os\nif os.fork() == 0: os._exit(0)\nos.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)\n"
+                "print(0, flush=True)\ninput()") as process:  # fmt: skip
+        line(process)
+        (zombie,) = children(process.pid)
+        assert start_time(zombie) >= start_time(process.pid)
+
+
+def test_the_start_time_is_a_number_of_its_own_for_each_process():
+    own = start_time(os.getpid())
+    with script("input()") as process:
+        assert start_time(process.pid) >= own == start_time(os.getpid())
+
+
+@pytest.mark.parametrize("name", ["a) R 1 2", "(((", ")))", "two\nlines", "S 7 (x)"])
+def test_the_start_time_is_found_behind_any_command_name(tmp_path, name):
+    (tmp_path / "7").mkdir()
+    numbers = " ".join(str(number) for number in range(4, 53))
+    (tmp_path / "7" / "stat").write_text(f"7 ({name}) S {numbers}\n")
+    assert start_time(7, str(tmp_path)) == 22
+    assert children(4, str(tmp_path)) == [7]
+
+
+# ---- the end
+
+
+def test_kill_tree_kills_all_below_and_not_the_process_itself():
+    with script(
+        TREE.replace(
+            "sys.stdin.read()", "sys.stdin.readline(); os.wait(); print(0, flush=True); sys.stdin.read()"
+        )
+    ) as process:
+        line(process)
+        kill_tree(process.pid)
+        process.stdin.write(b"\n")
+        assert line(process) == [0]
+        assert process.poll() is None
+        process.stdin.close()
+        wait_all_closed(process)
+
+
+def test_kill_tree_reaches_those_that_ignore_all_else():
+    with script(TREE.replace("read, write", "signal.signal(15, signal.SIG_IGN); read, write", 1)) as process:
+        line(process)
+        kill_tree(process.pid, signal.SIGTERM)
+        kill_tree(process.pid)
+        process.stdin.close()
+        wait_all_closed(process)
+
+
+def test_kill_tree_sends_any_signal():
+    source = """
+        import os, signal
+        child = os.fork()
+        if child == 0:
+            signal.signal(signal.SIGUSR1, lambda *_: os._exit(7))
+            print(0, flush=True)
+            while True: signal.pause()
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    """
+    with script(source) as process:
+        line(process)
+        kill_tree(process.pid, signal.SIGUSR1)
+        assert line(process) == [7]
+
+
+def test_kill_tree_catches_processes_that_fork_all_the_time():
+    """Each generation starts the next one and ends; only a subreaper sees them, only stopping holds them."""
+    source = """
+        import os, signal, sys
+        from worker_agent.processes import become_subreaper, descendants, kill_tree
+        become_subreaper()
+        for _ in range(3):
+            if os.fork() == 0:
+                os.write(1, b"0\\n")
+                for _ in range(3000):  # an end, in case that this test fails
+                    if os.fork(): os._exit(0)
+                os._exit(0)
+        sys.stdin.readline()
+        kill_tree(os.getpid())
+        while True:
+            try: os.wait()
+            except ChildProcessError: break
+        print(len(descendants(os.getpid())), flush=True)
+    """
+    with script(source) as process:
+        for _ in range(3):
+            line(process)
+        process.stdin.write(b"\n")
+        assert line(process) == [0]
+        wait_all_closed(process)
+
+
+def test_kill_tree_spares_the_caller():
+    source = """
+        import os, sys
+        from worker_agent.processes import kill_tree
+        if os.fork() == 0:
+            if os.fork() == 0: sys.stdin.read()
+            kill_tree(os.getppid())
+            print(os.getpid(), flush=True)
+            kill_tree(os.getpid())
+            os._exit(0)
+        os.wait()
+    """
+    with script(source) as process:
+        (survivor,) = line(process)
+        assert survivor != process.pid
+        wait_all_closed(process)
+
+
+def test_kill_tree_of_a_process_that_is_gone_does_nothing():
+    with script("") as process:
+        process.wait()
+        kill_tree(process.pid)
+
+
+def test_kill_group_says_whether_there_was_a_group():
+    with script("input()") as process:
+        assert kill_group(process.pid, signal.SIGKILL)
+        process.wait()
+        assert not kill_group(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("pgid", [1, 0, -1, -5])
+def test_kill_group_refuses_numbers_that_mean_more_than_one_group(pgid):
+    with pytest.raises(ValueError, match="more than 1"):
+        kill_group(pgid, 0)
+
+
+def test_a_pidfd_is_alive_until_its_process_ends_reaped_or_not():
+    with script("input()") as process:
+        pidfd = os.pidfd_open(process.pid)
+        try:
+            assert pidfd_alive(pidfd)
+            process.stdin.close()
+            os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOWAIT)
+            assert not pidfd_alive(pidfd)
+            process.wait()
+            assert not pidfd_alive(pidfd)
+        finally:
+            os.close(pidfd)
+
+
+def test_a_pidfd_that_is_not_open_is_an_error():
+    read, write = os.pipe()
+    os.close(write)
+    os.close(read)
+    with pytest.raises(OSError, match="not open") as caught:
+        pidfd_alive(read)
+    assert caught.value.errno == errno.EBADF
+
+
+# ---- prctl
+
+
+def test_a_child_with_a_death_signal_ends_with_its_parent():
+    source = """
+        import os, signal, sys
+        from worker_agent.processes import set_parent_death_signal
+        if os.fork() == 0:
+            set_parent_death_signal(signal.SIGKILL)
+            print(0, flush=True)
+            while True: signal.pause()
+        sys.stdin.read()
+    """
+    with script(source) as process:
+        line(process)
+        process.kill()
+        wait_all_closed(process)
+
+
+def test_a_signal_that_does_not_exist_is_an_error():
+    with pytest.raises(OSError, match="prctl") as caught:
+        set_parent_death_signal(1000)
+    assert caught.value.errno == errno.EINVAL
+
+
+def test_a_subreaper_becomes_the_parent_of_orphans():
+    source = """
+        import os
+        from worker_agent.processes import become_subreaper
+        become_subreaper()
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            if os.fork(): os._exit(0)
+            os.read(read, 1)
+            print(os.getppid(), flush=True)
+            os._exit(0)
+        os.waitpid(child, 0)
+        os.write(write, b"x")
+        os.wait()
+    """
+    with script(source) as process:
+        assert line(process) == [process.pid]
+
+
+def test_the_module_is_imported_without_ctypes():
+    source = "import sys, worker_agent.processes; print(int('ctypes' in sys.modules), flush=True)"
+    with script(source) as process:
+        assert line(process) == [0]
+
+
+# ---- CPUs
+
+
+@pytest.fixture
+def machine(tmp_path):
+    """Writes a fake /proc and /sys/fs/cgroup; returns where they are."""
+
+    def write(own, **files):
+        (tmp_path / "proc/self").mkdir(parents=True)
+        (tmp_path / "proc/self/cgroup").write_text(own)
+        for name, text in files.items():
+            file = tmp_path / "cgroup" / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+        return str(tmp_path / "proc"), str(tmp_path / "cgroup")
+
+    return write
+
+
+def test_the_quota_of_the_own_group_counts(machine):
+    assert cpu_quota(*machine("0::/job\n", **{"job/cpu.max": "150000 100000\n"})) == 1.5
+
+
+def test_the_smallest_quota_of_all_groups_around_us_counts(machine):
+    files = {"a/b/cpu.max": "max 100000\n", "a/cpu.max": "50000 25000\n", "cpu.max": "300000 100000\n"}
+    assert cpu_quota(*machine("0::/a/b\n", **files)) == 2
+
+
+def test_groups_beside_ours_do_not_count(machine):
+    assert cpu_quota(*machine("0::/a\n", **{"b/cpu.max": "1000 100000\n"})) is None
+
+
+def test_in_a_container_the_root_counts_though_our_path_is_that_of_the_host(machine):
+    assert cpu_quota(*machine("0::/docker/1f\n", **{"cpu.max": "200000 100000\n"})) == 2
+
+
+def test_a_path_out_of_our_namespace_does_not_lead_out_of_the_tree(machine, tmp_path):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x/cpu.max").write_text("1000 100000\n")
+    assert cpu_quota(*machine("0::/../x\n")) is None
+
+
+@pytest.mark.parametrize("controllers", ["cpu", "cpu,cpuacct", "cpuacct,cpu"])
+def test_version_1_has_its_quota_in_two_files(machine, controllers):
+    files = {
+        f"{controllers}/job/cpu.cfs_quota_us": "250000\n", f"{controllers}/job/cpu.cfs_period_us": "100000\n",
+        f"{controllers}/cpu.cfs_quota_us": "-1\n", f"{controllers}/cpu.cfs_period_us": "100000\n",
+    }  # fmt: skip
+    own = f"5:memory:/other\n4:{controllers}:/job\n1:name=systemd:/x\n0::/\n"
+    assert cpu_quota(*machine(own, **files)) == 2.5
+
+
+def test_where_both_versions_are_in_use_version_2_is_beside(machine):
+    assert cpu_quota(*machine("0::/job\n", **{"unified/job/cpu.max": "400000 100000\n"})) == 4
+
+
+@pytest.mark.parametrize(
+    "text", ["max 100000\n", "", "nonsense\n", "1 2 3\n", "100000 0\n", "0 100000\n", "-1 100000\n"]
+)
+def test_what_is_no_quota_sets_no_limit(machine, text):
+    assert cpu_quota(*machine("0::/\nnonsense\n", **{"cpu.max": text})) is None
+
+
+def test_without_control_groups_the_affinity_counts(tmp_path):
+    assert usable_cpus(str(tmp_path), str(tmp_path)) == len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(
+    ("quota", "cpus"), [("1000 100000", 1), ("100000 100000", 1), ("99900000 100000", None)]
+)
+def test_usable_cpus_are_within_affinity_and_quota_and_at_least_one(machine, quota, cpus):
+    assert usable_cpus(*machine("0::/\n", **{"cpu.max": quota})) == (cpus or len(os.sched_getaffinity(0)))
+
+
+def test_a_part_of_a_cpu_is_one_more(machine):
+    affinity = len(os.sched_getaffinity(0))
+    assert usable_cpus(*machine("0::/\n", **{"cpu.max": "100001 100000"})) == min(2, affinity)
+
+
+def test_a_smaller_affinity_is_obeyed():
+    source = """
+        import os
+        from worker_agent.processes import usable_cpus
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        print(usable_cpus(), flush=True)
+    """
+    with script(source) as process:
+        assert line(process) == [1]

@@ -1,0 +1,317 @@
+"""The agent: the process on a node that runs the hub's tasks, one loop, one thread.
+
+    hub --orders-->  Agent -> Lane -> Interpreters --tasks socket--> fresh interpreter
+    hub <--reports-- Agent <- Lane <- Interpreters <--reports socket--'
+                               Lane -> Programs --posix_spawn--> program
+
+It is a sub-reaper: whatever a task leaves behind becomes its child, is found by :meth:`Agent.kill_strays`, and ends.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+import zmq
+
+from worker_agent import processes, protocol, runner
+from worker_agent.attempt import Attempt, State
+from worker_agent.lane import Lane
+from worker_agent.loop import Loop
+from worker_agent.programs import Programs
+
+#: Reports of small tasks are gathered for so many seconds while others run, so that a frame holds many.
+GATHER = 0.001
+
+
+class Agent:
+    """All that an agent knows and does."""
+
+    def __init__(self, connection: protocol.Connection) -> None:
+        self.loop = Loop()
+        self.programs = Programs(self.loop, self._on_program_end)
+        self._connection = connection
+        self._epoch = 0
+        self._lanes: dict[int, Lane] = {}
+        self._environments: dict[int, protocol.Prepare] = {}
+        self._functions: dict[int, protocol.Payload] = {}
+        self._attempts: dict[int, Attempt] = {}
+        self._outbox: list[protocol.Report] = []
+        self._flushed = 0.0
+        self._flush_due = False
+        self._stopping = False
+        self._left = False
+        self._context = zmq.Context()
+        self._hub = self._context.socket(zmq.DEALER)
+        self._handlers: dict[type[Any], Callable[[Any], None]] = {
+            protocol.Welcome: self._on_welcome,
+            protocol.Prepare: self._on_prepare,
+            protocol.Define: self._on_define,
+            protocol.Forget: self._on_forget,
+            protocol.Open: self._on_open,
+            protocol.Resize: self._on_resize,
+            protocol.Close: self._on_close,
+            protocol.Run: self._on_run,
+            protocol.Recall: self._on_recall,
+            protocol.Kill: self._on_kill,
+            protocol.Stop: self._on_stop,
+        }
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Until the hub says so, the client is gone, or a signal comes."""
+        self._watch_client()
+        self._watch_children()
+        self._connect()
+        try:
+            while not self._left:
+                self.loop.run_once(wait=not self._has_mail())  # sending may have eaten the descriptor's signal
+                self._receive()
+                self._flush()
+        finally:
+            self._end_everything()
+
+    def _connect(self) -> None:
+        self._hub.setsockopt(zmq.LINGER, 500)
+        self._hub.setsockopt(zmq.SNDHWM, 0)
+        self._hub.setsockopt(zmq.RCVHWM, 0)
+        self._hub.connect(self._connection.endpoint)
+        self.loop.watch(self._hub.getsockopt(zmq.FD), lambda: None)
+        self.report(
+            protocol.Hello(
+                launch=self._connection.launch, host=socket.gethostname(), pid=os.getpid(),
+                python=platform.python_version(), slots=self._connection.slots,
+            )  # fmt: skip
+        )
+        self._flush()
+
+    def _watch_client(self) -> None:
+        """End when the client process ends, however it ends: its pidfd becomes readable."""
+        pid = self._connection.client_pid
+        pidfd = os.pidfd_open(pid)
+        if processes.start_time(pid) != self._connection.client_start:
+            raise ProcessLookupError(f"the client (process {pid}) has ended")
+        self.loop.watch(pidfd, self._leave)
+
+    def _watch_children(self) -> None:
+        readable, writable = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda *_: self._leave())
+        self.loop.watch(readable, lambda: self._on_signal(readable))
+
+    def _on_signal(self, fd: int) -> None:
+        os.read(fd, 4096)
+        self._reap()
+
+    def _leave(self) -> None:
+        self._left = True
+
+    def _end_everything(self) -> None:
+        """Nothing that was started here remains."""
+        for lane in self._lanes.values():
+            lane.close()
+        processes.kill_tree(os.getpid(), signal.SIGKILL)
+        self._hub.close()
+        self._context.term()
+
+    # --- the wire -----------------------------------------------------------------------------------------------------
+
+    def report(self, report: protocol.Report) -> None:
+        """Send to the hub, with the next frame."""
+        self._outbox.append(report)
+
+    def _has_mail(self) -> bool:
+        return bool(self._hub.getsockopt(zmq.EVENTS) & zmq.POLLIN)  # type: ignore[operator]
+
+    def _receive(self) -> None:
+        while self._has_mail():
+            orders = protocol.decode_orders(self._hub.recv())
+            if orders.session != self._connection.session:
+                continue
+            for order in orders.messages:
+                self._handlers[type(order)](order)
+            for lane in self._lanes.values():
+                lane.start_ready()
+
+    def _flush(self) -> None:
+        """Send what there is to say; while small tasks follow each other, at most once in ``GATHER`` seconds."""
+        if not self._outbox:
+            return
+        now = time.monotonic()
+        wait = self._flushed + GATHER - now
+        if wait > 0 and self._attempts:
+            if not self._flush_due:
+                self._flush_due = True
+                self.loop.call_in(wait, self._flush_now)
+            return
+        self._flush_now()
+
+    def _flush_now(self) -> None:
+        self._flush_due = False
+        if self._outbox:
+            frame = protocol.Reports(protocol.PROTOCOL, self._connection.session, self._epoch, self._outbox)
+            self._hub.send(protocol.encode(frame))
+            self._outbox = []
+            self._flushed = time.monotonic()
+
+    # --- orders -------------------------------------------------------------------------------------------------------
+
+    def _on_welcome(self, order: protocol.Welcome) -> None:
+        self._epoch = order.epoch
+
+    def _on_prepare(self, order: protocol.Prepare) -> None:
+        self._environments[order.environment] = order
+
+    def _on_define(self, order: protocol.Define) -> None:
+        self._functions[order.function] = order.body
+
+    def _on_forget(self, order: protocol.Forget) -> None:
+        for function in order.functions:
+            self._functions.pop(function, None)
+
+    def _on_open(self, order: protocol.Open) -> None:
+        environment = self._environments[order.environment]
+        lane = self._lanes[order.lane] = Lane(self, order.lane, environment, self._setup(environment))
+        lane.resize(order.width)
+
+    def _setup(self, environment: protocol.Prepare) -> runner.Setup:
+        import cloudpickle
+
+        initializer = environment.initializer
+        if isinstance(initializer, protocol.Stored):
+            initializer = (initializer.path, initializer.size)  # type: ignore[assignment]
+        folder = os.path.dirname(os.path.dirname(os.path.abspath(cloudpickle.__file__)))
+        return runner.Setup(
+            environment.cwd, environment.path, environment.preload, initializer, environment.max_tasks,
+            self._connection.stores, folder,
+        )  # fmt: skip
+
+    def _on_resize(self, order: protocol.Resize) -> None:
+        self._lanes[order.lane].resize(order.width)
+
+    def _on_close(self, order: protocol.Close) -> None:
+        self._lanes.pop(order.lane).close()
+
+    def _on_run(self, order: protocol.Run) -> None:
+        attempt = Attempt(order, self.report)
+        self._attempts[order.task] = attempt
+        self._lanes[order.lane].queue.append(attempt)
+
+    def _on_recall(self, order: protocol.Recall) -> None:
+        attempt = self._current(order.task, order.attempt)
+        given_back = attempt is not None and self._lanes[attempt.order.lane].take_back(attempt)
+        self.report(protocol.Recalled(order.task, order.attempt, given_back))
+
+    def _on_kill(self, order: protocol.Kill) -> None:
+        attempt = self._current(order.task, order.attempt)
+        if attempt is not None:
+            self._lanes[attempt.order.lane].end(attempt, protocol.KILLED, order.signal, order.grace)
+
+    def _current(self, task: int, number: int) -> Attempt | None:
+        attempt = self._attempts.get(task)
+        return attempt if attempt is not None and attempt.order.attempt == number else None
+
+    def _on_stop(self, order: protocol.Stop) -> None:
+        self._stopping = True
+        for attempt in list(self._attempts.values()):
+            self._lanes[attempt.order.lane].end(attempt, protocol.KILLED, order.signal, order.grace)
+        self._leave_if_done()
+
+    def _leave_if_done(self) -> None:
+        if self._stopping and not self._attempts:
+            self.report(protocol.Bye("the hub said stop"))
+            self._flush_now()
+            self._leave()
+
+    # --- what lanes need ----------------------------------------------------------------------------------------------
+
+    def payload(self, function: int) -> protocol.Payload:
+        """The pickle of a function that was defined."""
+        return self._functions[function]
+
+    def free_slots(self) -> int:
+        """How many more tasks may run now."""
+        return self._connection.slots - sum(lane.running for lane in self._lanes.values())
+
+    def forget(self, attempt: Attempt) -> None:
+        """The attempt has ended, and its process with it."""
+        if self._attempts.get(attempt.order.task) is attempt:
+            del self._attempts[attempt.order.task]
+        self._leave_if_done()
+
+    # --- processes ----------------------------------------------------------------------------------------------------
+
+    def _on_program_end(self, attempt: Attempt) -> None:
+        self.kill_strays()
+        self._lanes[attempt.order.lane].on_free(attempt)
+
+    def _reap(self) -> None:
+        """Everything that ended; a process group is killed before its number can be anybody else's."""
+        while True:
+            try:
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return
+            if ended is None:
+                return
+            processes.kill_group(ended.si_pid, signal.SIGKILL)
+            pid, status, used = os.wait4(ended.si_pid, 0)
+            self._on_reaped(pid, status, protocol.Usage(used.ru_utime, used.ru_stime, used.ru_maxrss * 1024))
+
+    def _on_reaped(self, pid: int, status: int, usage: protocol.Usage) -> None:
+        if pid in self.programs:
+            self.programs.ended(pid, os.waitstatus_to_exitcode(status), usage)
+            return
+        for lane in self._lanes.values():
+            if lane.owns(pid):
+                lane.reaped(pid, status, usage)
+                return
+
+    def kill_strays(self) -> None:
+        """End processes that became our children because the task that started them is gone.
+
+        What a running program started may be our child too (a daemon's double fork): it carries the task's variables
+        in its environment, or is in the program's session.
+        """
+        sessions = {attempt.pid for attempt in self.programs.running_attempts()}
+        for pid in processes.children(os.getpid()):
+            if pid not in self.programs and not any(lane.owns(pid) for lane in self._lanes.values()):
+                if not self._belongs_to_running(pid, sessions):
+                    processes.kill_tree(pid, signal.SIGKILL)
+                    processes.kill_group(pid, signal.SIGKILL)
+                    _kill(pid)
+
+    def _belongs_to_running(self, pid: int, sessions: set[int]) -> bool:
+        try:
+            if os.getsid(pid) in sessions:
+                return True
+            with open(f"/proc/{pid}/environ", "rb") as file:
+                variables = file.read().split(b"\0")
+        except OSError:
+            return False
+        for attempt in self.programs.running_attempts():
+            marks = [f"{name}={value}".encode() for name, value in _identity(attempt)]
+            if all(mark in variables for mark in marks):
+                return attempt.state is not State.ENDED
+        return False
+
+
+def _identity(attempt: Attempt) -> list[tuple[str, str]]:
+    from worker_agent.programs import task_identity
+
+    return list(task_identity(attempt.order).items())
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass  # it ended by itself

@@ -1,0 +1,94 @@
+"""One attempt of a task on an agent: its order, where it runs, what it printed, and how it ended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from enum import Enum
+
+from worker_agent import protocol
+from worker_agent.loop import Timer
+from worker_agent.output import HeadTail
+
+Report = Callable[[protocol.Report], None]
+
+
+class State(Enum):
+    """Where an attempt stands on its agent."""
+
+    QUEUED = "queued"  # in its lane's queue
+    OFFERED = "offered"  # in the socket that the lane's interpreters share
+    RUNNING = "running"
+    ENDED = "ended"
+
+
+class Attempt:
+    """An order to run, and its story."""
+
+    __slots__ = (
+        "deadline", "end", "ended", "grace", "order", "outputs", "pending_kill", "pid", "report", "settings",
+        "started", "state",
+    )  # fmt: skip
+
+    def __init__(self, order: protocol.Run, report: Report) -> None:
+        self.order = order
+        self.report = report
+        self.settings = order.settings or protocol.DEFAULT_SETTINGS
+        self.state = State.QUEUED
+        self.pid = 0
+        self.started = 0.0
+        self.ended = 0.0
+        #: why we end it, if we do: protocol.TIMED_OUT or protocol.KILLED
+        self.end: str | None = None
+        self.deadline: Timer | None = None
+        self.grace: Timer | None = None
+        self.outputs: dict[int, HeadTail] = {}
+        #: signal and grace of a kill that came while an interpreter was taking the task
+        self.pending_kill: tuple[int, float] | None = None
+
+    @property
+    def task(self) -> int:
+        """The task's id."""
+        return self.order.task
+
+    def begin(self, pid: int, at: float) -> None:
+        """It runs as process ``pid`` since ``at``."""
+        self.state = State.RUNNING
+        self.pid = pid
+        self.started = at
+        self.report(protocol.Started(self.order.task, self.order.attempt, pid, at))
+
+    def printed(self, stream: int, data: bytes) -> None:
+        """It wrote ``data``: its first part goes to the hub as it comes, of the rest only the end is kept."""
+        keeper = self.outputs.get(stream)
+        if keeper is None:
+            keeper = self.outputs[stream] = HeadTail(self.settings.output_limit)
+        head = keeper.add(data)
+        if head:
+            self.report(protocol.Output(self.order.task, self.order.attempt, stream, head))
+
+    def finish(
+        self, end: str, *, body: bytes = b"", returncode: int | None = None, usage: protocol.Usage | None = None
+    ) -> None:
+        """Report the end, once. An end that we caused keeps its cause whatever the process then did."""
+        if self.state is State.ENDED:
+            return
+        self.state = State.ENDED
+        self.ended = self.ended or time.time()
+        self.stop_timers()
+        self.report(
+            protocol.Finished(
+                self.order.task, self.order.attempt, self.end or end, body, returncode, self.pid, self.started,
+                self.ended, usage or protocol.Usage(), self._tail(1), self._tail(2),
+            )  # fmt: skip
+        )
+
+    def stop_timers(self) -> None:
+        """Nothing more is due for it."""
+        for timer in (self.deadline, self.grace):
+            if timer is not None:
+                timer.cancel()
+
+    def _tail(self, stream: int) -> protocol.Tail | None:
+        keeper = self.outputs.get(stream)
+        return protocol.Tail(keeper.tail(), keeper.omitted) if keeper is not None else None

@@ -1,0 +1,175 @@
+"""What an agent and its interpreters say to each other, over SEQPACKET sockets that all interpreters of a lane share.
+
+    agent --tasks-->   one message is one task; whichever interpreter is idle takes it, so that the kernel is the queue
+    agent <-reports--  one message is one report; the queue keeps the order in which they were sent
+    agent --control->  to the template alone: how many interpreters to fork
+
+Tasks are tuples in ``marshal`` form: fast, in the standard library, and both ends are ours. Reports are a fixed binary
+header and opaque bytes: what comes from a process that runs user code is never unpickled or unmarshalled here.
+"""
+
+from __future__ import annotations
+
+import marshal
+import struct
+from typing import Any, NamedTuple
+
+#: More than any message: an inline payload, an inline function, names of stored buffers.
+MESSAGE_LIMIT = 208 * 1024
+
+#: marshal's format 4 is the same in every Python from 3.4 on.
+_MARSHAL_VERSION = 4
+
+#: In place of a task: whichever interpreter takes this leaves.
+RETIRE = b"retire"
+
+FORKED, STARTED, ENDED, EXITED, BROKEN = range(1, 6)
+_FORKED = struct.Struct("<Bq")
+_STARTED = struct.Struct("<BQIqd")
+_ENDED = struct.Struct("<BQIq?ddddqQI??")
+_EXITED = struct.Struct("<Bqiddq")
+_BROKEN = struct.Struct("<BqI")
+
+
+class Task(NamedTuple):
+    """A call for an interpreter. Payloads are bytes, or ``(path, size)`` of a stored one."""
+
+    task: int
+    attempt: int
+    function_id: int
+    function: Any
+    args: Any
+    buffers: list[tuple[str, int]]
+    chunk: bool
+    cwd: str | None
+    env: dict[str, str | None]
+    stdout: str | None
+    stderr: str | None
+
+
+class Forked(NamedTuple):
+    """The template forked an interpreter; the read ends of its stdout and stderr come with this message."""
+
+    pid: int
+
+
+class Started(NamedTuple):
+    """Interpreter ``pid`` took a task, at ``at`` seconds since the epoch."""
+
+    task: int
+    attempt: int
+    pid: int
+    at: float
+
+
+class Ended(NamedTuple):
+    """A call ended with a value or an error, which ``body`` holds.
+
+    If the interpreter has taken its next task already, ``next_task`` and ``next_attempt`` name it. With ``held`` there
+    is output in its pipes and it waits for :data:`GO_ON` before it goes on, so that the output is this task's.
+    ``leaving`` says that this was the interpreter's last task.
+    """
+
+    task: int
+    attempt: int
+    pid: int
+    ok: bool
+    started: float
+    ended: float
+    user: float
+    system: float
+    max_rss: int
+    next_task: int
+    next_attempt: int
+    leaving: bool
+    held: bool
+    body: bytes
+
+
+class Exited(NamedTuple):
+    """The template reaped an interpreter: its wait status and what it used."""
+
+    pid: int
+    status: int
+    user: float
+    system: float
+    max_rss: int
+
+
+class Broken(NamedTuple):
+    """The initializer (or a module of ``preload``) failed in process ``pid``: a sentence and a pickled error."""
+
+    pid: int
+    text: str
+    error: bytes
+
+
+Report = Forked | Started | Ended | Exited | Broken
+
+
+class GarbledReport(ValueError):
+    """Bytes on the report socket that are no report."""
+
+
+def pack_task(task: Task) -> bytes:
+    """The message for a task."""
+    return marshal.dumps(tuple(task), _MARSHAL_VERSION)
+
+
+def unpack_task(message: bytes) -> Task:
+    """The task in a message."""
+    return Task(*marshal.loads(message))
+
+
+def pack_forked(pid: int) -> bytes:
+    """The message for :class:`Forked`."""
+    return _FORKED.pack(FORKED, pid)
+
+
+def pack_started(task: int, attempt: int, pid: int, at: float) -> bytes:
+    """The message for :class:`Started`."""
+    return _STARTED.pack(STARTED, task, attempt, pid, at)
+
+
+def pack_ended(ended: Ended) -> bytes:
+    """The message for :class:`Ended`."""
+    return _ENDED.pack(ENDED, *ended[:13]) + ended.body
+
+
+def pack_exited(exited: Exited) -> bytes:
+    """The message for :class:`Exited`."""
+    return _EXITED.pack(EXITED, *exited)
+
+
+def pack_broken(broken: Broken) -> bytes:
+    """The message for :class:`Broken`; text and error are cut to what a message can hold."""
+    text = broken.text.encode(errors="replace")[: MESSAGE_LIMIT // 4]
+    error = broken.error if len(broken.error) <= MESSAGE_LIMIT // 2 else b""
+    return _BROKEN.pack(BROKEN, broken.pid, len(text)) + text + error
+
+
+def unpack_report(message: memoryview) -> Report:
+    """The report in a message. Raises GarbledReport and nothing else."""
+    try:
+        return _READERS[message[0]](message)
+    except (struct.error, KeyError, IndexError) as error:
+        raise GarbledReport(f"{len(message)} bytes that are no report of an interpreter") from error
+
+
+def _read_ended(message: memoryview) -> Ended:
+    return Ended(*_ENDED.unpack_from(message)[1:], body=bytes(message[_ENDED.size :]))
+
+
+def _read_broken(message: memoryview) -> Broken:
+    _, pid, length = _BROKEN.unpack_from(message)
+    rest = bytes(message[_BROKEN.size :])
+    return Broken(pid, rest[:length].decode(errors="replace"), rest[length:])
+
+
+_READERS: dict[int, Any] = {
+    FORKED: lambda message: Forked(*_FORKED.unpack(message)[1:]),
+    STARTED: lambda message: Started(*_STARTED.unpack(message)[1:]),
+    ENDED: _read_ended,
+    EXITED: lambda message: Exited(*_EXITED.unpack(message)[1:]),
+    BROKEN: _read_broken,
+}

@@ -1,0 +1,43 @@
+"""The script that everything of ours starts with: ``python -P interpreter.py template|spawned|agent``.
+
+It makes this package importable from where it lies, so that an interpreter's own environment needs nothing of ours and
+gets nothing else of the agent's, and it leaves ``__main__`` empty for the user's code.
+"""
+
+import sys
+
+
+def load_package(directory: str) -> None:
+    """Make ``worker_agent`` importable although its parent is not on ``sys.path``."""
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    init = f"{directory}/__init__.py"
+    spec = spec_from_file_location("worker_agent", init, submodule_search_locations=[directory])
+    assert spec is not None
+    assert spec.loader is not None
+    package = module_from_spec(spec)
+    sys.modules["worker_agent"] = package
+    spec.loader.exec_module(package)
+
+
+def main(role: str, directory: str) -> None:
+    """Become a template, an interpreter that runs tasks at once, or an agent."""
+    load_package(directory)
+    if role == "agent":
+        from worker_agent import __main__ as agent
+
+        agent.main([])
+    sys.modules["__main__"] = type(sys)("__main__")
+    sys.argv[:] = [""]
+    if role == "template":
+        from worker_agent import template
+
+        template.main()
+    else:
+        from worker_agent import runner
+
+        runner.main()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], __file__.rpartition("/")[0])

@@ -1,0 +1,459 @@
+"""The interpreters of one lane: how they come to be, which task each of them runs, and how they end.
+
+All interpreters of a lane read tasks from one socket and write reports to one other, so that an idle one takes the next
+task without asking us. They are forked from a template, or (start method "spawn") executed one by one.
+
+    fresh (max_tasks 1, fork)   idle children are forked ahead, as many as the lane is wide
+    otherwise                   interpreters are started when there is a task for them, up to the lane's width
+"""
+
+from __future__ import annotations
+
+import array
+import fcntl
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from worker_agent import channel, processes, protocol, runner
+from worker_agent.attempt import Attempt, State
+from worker_agent.loop import Loop, Timer
+from worker_agent.pipes import Pipe
+from worker_agent.programs import FileAction
+
+#: Seconds that an interpreter may take to leave after its last outcome (exit functions, threads of the user's code).
+EXIT_GRACE = 2.0
+#: Seconds until a task that an interpreter must have taken into its death is given up.
+VANISHED_GRACE = 1.0
+#: Templates (or spawned interpreters) that may die before one has run a task.
+FAILURES_ALLOWED = 3
+#: Work, in seconds, that is offered to reused interpreters beyond what they run.
+LOOK_AHEAD = 0.002
+LOOK_AHEAD_TASKS = 128
+
+_ANCILLARY = socket.CMSG_SPACE(3 * array.array("i").itemsize)
+_SCRIPT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "interpreter.py")
+#: Blocks of output kept from before an interpreter's first task.
+_EARLY_BLOCKS = 16
+
+
+class Owner(Protocol):
+    """What the interpreters tell their lane."""
+
+    def on_started(self, attempt: Attempt) -> None:
+        """A task runs."""
+
+    def on_result(self, attempt: Attempt, ended: channel.Ended) -> None:
+        """A task has an outcome."""
+
+    def on_free(self, attempt: Attempt) -> None:
+        """What the task occupied is free again."""
+
+    def on_crash(self) -> None:
+        """An interpreter did not end by itself: what it had started is the agent's child now, if it lives."""
+
+    def on_unprepared(self, text: str, error: bytes) -> None:
+        """There will be no interpreters."""
+
+
+class Child:
+    """One interpreter."""
+
+    __slots__ = ("current", "early", "go", "last", "leaving", "pid", "pipes")
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.current: Attempt | None = None
+        self.last: Attempt | None = None
+        self.pipes: list[Pipe] = []
+        self.go: int | None = None
+        self.leaving: Timer | None = None
+        #: what it printed before its first task: streams and blocks
+        self.early: list[tuple[int, bytes]] = []
+
+    def printed(self, stream: int, data: bytes) -> None:
+        """Its output belongs to the task that it runs, ran last, or will run first."""
+        attempt = self.current or self.last
+        if attempt is not None:
+            attempt.printed(stream, data)
+        elif len(self.early) < _EARLY_BLOCKS:
+            self.early.append((stream, data))
+
+    def take(self, attempt: Attempt) -> None:
+        """It runs ``attempt`` now, whose output begins with what was printed before any task."""
+        self.current = attempt
+        for stream, data in self.early:
+            attempt.printed(stream, data)
+        self.early.clear()
+
+    def drain(self) -> None:
+        """Read what it has printed so far."""
+        for pipe in self.pipes:
+            pipe.drain()
+
+    def close(self) -> None:
+        """It is gone."""
+        for pipe in self.pipes:
+            pipe.finish()
+        if self.go is not None:
+            os.close(self.go)
+        if self.leaving is not None:
+            self.leaving.cancel()
+
+
+class Interpreters:
+    """The interpreters of one lane."""
+
+    def __init__(self, loop: Loop, environment: protocol.Prepare, setup: runner.Setup, owner: Owner) -> None:
+        self._loop = loop
+        self._environment = environment
+        self._setup = setup
+        self._owner = owner
+        self._children: dict[int, Child] = {}
+        self._offered: dict[int, Attempt] = {}
+        self._requested = 0
+        self._template: int | None = None
+        self._control: socket.socket | None = None
+        self._failures = 0
+        self._duration = 0.0
+        self._closed = False
+        self.width = 0
+        self._buffer = bytearray(channel.MESSAGE_LIMIT)
+        self._open_sockets()
+        if environment.start == "fork":
+            self._start_template()
+
+    # --- sockets and processes ----------------------------------------------------------------------------------------
+
+    def _open_sockets(self) -> None:
+        self._tasks, self._tasks_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._reports, self._reports_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._tasks.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, channel.MESSAGE_LIMIT)
+        self._tasks.setblocking(False)
+        self._reports.setblocking(False)
+        self._loop.watch(self._reports.fileno(), self._on_reports)
+
+    def _start_template(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._control = ours
+        fds = {0: os.devnull, runner.TASKS_FD: self._tasks_end.fileno(), runner.REPORTS_FD: self._reports_end.fileno(),
+               runner.CONTROL_FD: theirs.fileno()}  # fmt: skip
+        with theirs:
+            self._template = self._execute("template", fds)
+        ours.sendall(runner.pack_setup(self._setup))
+
+    def _execute(self, role: str, fds: dict[int, int | str]) -> int:
+        python = self._environment.python
+        high = {target: source if isinstance(source, str) else _high(source) for target, source in fds.items()}
+        try:
+            return os.posix_spawn(
+                python[0], [*python, "-P", _SCRIPT, role], self._environment.env,
+                file_actions=_file_actions(high), setsid=True, setsigmask=[], setsigdef=[signal.SIGPIPE],
+            )  # fmt: skip
+        finally:
+            for fd in high.values():
+                if isinstance(fd, int):
+                    os.close(fd)
+
+    def _spawn(self) -> None:
+        control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        out_end, out = os.pipe()
+        err_end, err = os.pipe()
+        go = os.eventfd(0, os.EFD_CLOEXEC)
+        fds: dict[int, int | str] = {
+            0: os.devnull, 1: out, 2: err, runner.TASKS_FD: self._tasks_end.fileno(),
+            runner.REPORTS_FD: self._reports_end.fileno(), runner.CONTROL_FD: theirs.fileno(), runner.GO_FD: go,
+        }  # fmt: skip
+        pid = self._execute("spawned", fds)
+        for fd in (out, err):
+            os.close(fd)
+        theirs.close()
+        with control:
+            control.sendall(runner.pack_setup(self._setup))
+        self._adopt(pid, [out_end, err_end, go])
+
+    def _adopt(self, pid: int, fds: list[int]) -> None:
+        child = self._children.setdefault(pid, Child(pid))
+        for stream, fd in zip((1, 2), fds, strict=False):
+            child.pipes.append(Pipe(self._loop, fd, _printer(self, child, stream)))
+        child.go = fds[2] if len(fds) > 2 else None
+
+    # --- tasks --------------------------------------------------------------------------------------------------------
+
+    @property
+    def fresh(self) -> bool:
+        """Whether each interpreter runs one task."""
+        return self._environment.max_tasks == 1
+
+    @property
+    def room(self) -> int:
+        """How many more tasks may be offered now."""
+        running = sum(1 for child in self._children.values() if child.current is not None or child.leaving is not None)
+        if self.fresh:
+            return self.width - running - len(self._offered)
+        ahead = min(LOOK_AHEAD_TASKS, int(LOOK_AHEAD / self._duration)) if self._duration else 0
+        return self.width * (1 + ahead) - running - len(self._offered)
+
+    def offer(self, attempt: Attempt, task: channel.Task) -> bool:
+        """Give a task to whichever interpreter takes it; False if the socket is full for now."""
+        try:
+            self._tasks.send(channel.pack_task(task))
+        except BlockingIOError:
+            return False
+        attempt.state = State.OFFERED
+        self._offered[task.task] = attempt
+        return True
+
+    def take_back(self, wanted: Attempt) -> bool:
+        """Take a task out of the socket again; False if an interpreter has it."""
+        found = False
+        for message in self._waiting():
+            if message != channel.RETIRE and channel.unpack_task(message).task == wanted.task:
+                found = True
+                del self._offered[wanted.task]
+            else:
+                self._tasks.send(message)
+        return found
+
+    def resize(self, width: int) -> None:
+        """Run ``width`` tasks at a time; idle interpreters beyond that leave."""
+        self.width = width
+        if not self.fresh:
+            for _ in range(len(self._children) + self._requested - max(width, 0)):
+                self._tasks.send(channel.RETIRE)
+        self.provide()
+
+    def _waiting(self) -> list[bytes]:
+        messages = []
+        try:
+            while True:
+                messages.append(self._tasks_end.recv(channel.MESSAGE_LIMIT, socket.MSG_DONTWAIT))
+        except BlockingIOError:
+            return messages
+
+    def provide(self) -> None:
+        """Start interpreters for what is offered, or ahead of it."""
+        if self._closed or self._failures >= FAILURES_ALLOWED:
+            return
+        idle = self._requested + sum(1 for child in self._children.values() if _idle(child))
+        if self.fresh and self._environment.start == "fork":
+            missing = self.width - idle
+        else:
+            live = self._requested + len(self._children)
+            missing = min(len(self._offered) - idle, self.width - live)
+        if missing > 0:
+            self._start_more(missing)
+
+    def _start_more(self, number: int) -> None:
+        if self._environment.start == "spawn":
+            for _ in range(number):
+                self._spawn()
+        elif self._control is not None:
+            self._requested += number
+            self._send_control(b"f" * number)
+
+    def _send_control(self, message: bytes) -> None:
+        assert self._control is not None
+        try:
+            self._control.send(message)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # the template died; its end is reaped and dealt with in on_exit
+
+    # --- reports ------------------------------------------------------------------------------------------------------
+
+    def _on_reports(self) -> None:
+        while self._read_report():
+            pass
+
+    def _read_report(self) -> bool:
+        try:
+            size, ancillary, _, _ = self._reports.recvmsg_into([self._buffer], _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+        except BlockingIOError:
+            return False
+        if size == 0:
+            return False
+        fds = _descriptors(ancillary)
+        try:
+            self._handle(channel.unpack_report(memoryview(self._buffer)[:size]), fds)
+        except channel.GarbledReport:
+            for fd in fds:
+                os.close(fd)  # user code found the socket and wrote to it; its own task suffers at most
+        return True
+
+    def _handle(self, report: channel.Report, fds: list[int]) -> None:
+        if isinstance(report, channel.Ended):
+            self._on_ended(report)
+        elif isinstance(report, channel.Started):
+            self._on_started(report.pid, report.task, report.at)
+        elif isinstance(report, channel.Exited):
+            usage = protocol.Usage(report.user, report.system, report.max_rss)
+            self.on_exit(report.pid, report.status, usage)
+        elif isinstance(report, channel.Forked):
+            self._requested = max(0, self._requested - 1)
+            self._adopt(report.pid, fds)
+        else:
+            self._on_broken(report)
+
+    def _on_started(self, pid: int, task: int, at: float) -> None:
+        attempt = self._offered.pop(task, None)
+        if attempt is None:
+            return
+        child = self._children.setdefault(pid, Child(pid))
+        self._failures = 0
+        attempt.begin(pid, at)
+        child.take(attempt)
+        self._owner.on_started(attempt)
+        self.provide()
+
+    def _on_ended(self, ended: channel.Ended) -> None:
+        child = self._children.get(ended.pid)
+        attempt = child.current if child is not None else None
+        if child is None or attempt is None or attempt.task != ended.task:
+            return
+        child.drain()
+        duration = ended.ended - ended.started
+        self._duration = 0.9 * self._duration + 0.1 * duration if self._duration else duration
+        child.current, child.last = None, attempt
+        if ended.leaving:
+            child.leaving = self._loop.call_in(EXIT_GRACE, lambda: end_by_force(child.pid))
+        self._owner.on_result(attempt, ended)
+        if ended.next_task:
+            self._on_started(ended.pid, ended.next_task, time.time())
+        if ended.held and child.go is not None:
+            os.eventfd_write(child.go, 1)
+        if not ended.leaving:
+            self._owner.on_free(attempt)
+
+    def on_exit(self, pid: int, status: int, usage: protocol.Usage) -> None:
+        """An interpreter ended; if it ran a task, so did that."""
+        child = self._children.pop(pid, None)
+        if child is None:
+            return
+        child.close()
+        code = os.waitstatus_to_exitcode(status)
+        if child.current is not None:
+            child.current.finish(protocol.EXITED, returncode=code, usage=usage)
+            self._owner.on_free(child.current)
+        elif child.leaving is not None and child.last is not None:
+            self._owner.on_free(child.last)
+        elif code != 0 and self._offered:
+            self._look_for_vanished()
+        if code != 0:
+            self._owner.on_crash()
+        self.provide()
+
+    def _look_for_vanished(self) -> None:
+        """An idle interpreter died. Did it take a task along, before it could say so?"""
+        waiting = self._waiting()
+        for message in waiting:
+            self._tasks.send(message)
+        there = {channel.unpack_task(message).task for message in waiting if message != channel.RETIRE}
+        missing = [attempt for task, attempt in self._offered.items() if task not in there]
+        self._loop.call_in(VANISHED_GRACE, lambda: self._give_up(missing))
+
+    def _give_up(self, missing: list[Attempt]) -> None:
+        for attempt in missing:
+            if self._offered.get(attempt.task) is attempt:
+                del self._offered[attempt.task]
+                attempt.finish(protocol.EXITED)
+                self._owner.on_free(attempt)
+
+    def _on_broken(self, broken: channel.Broken) -> None:
+        self._failures = FAILURES_ALLOWED
+        self._owner.on_unprepared(broken.text, broken.error)
+
+    # --- ends ---------------------------------------------------------------------------------------------------------
+
+    def owns(self, pid: int) -> bool:
+        """Whether ``pid`` is the template or one of the interpreters."""
+        return pid == self._template or pid in self._children
+
+    def reaped(self, pid: int, status: int, usage: protocol.Usage) -> None:
+        """A child of the agent ended that belongs here: the template, or an interpreter that was executed."""
+        self._on_reports()
+        if pid == self._template:
+            self._on_template_end(status)
+        else:
+            self.on_exit(pid, status, usage)
+
+    def _on_template_end(self, status: int) -> None:
+        self._template = None
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+        if self._closed:
+            return
+        self._requested = 0
+        self._lose_children()
+        self._failures += 1
+        if self._failures < FAILURES_ALLOWED:
+            self._start_template()
+            self.provide()
+        else:
+            text = f"the template interpreter {self._environment.python[0]} ended with wait status {status}"
+            self._owner.on_unprepared(text, b"")
+
+    def _lose_children(self) -> None:
+        """The interpreters die with their template; their tasks are not to blame and may run again."""
+        for pid, child in list(self._children.items()):
+            end_by_force(pid)
+            del self._children[pid]
+            child.close()
+            for attempt in (child.current, child.last if child.leaving else None):
+                if attempt is not None:
+                    attempt.finish(protocol.LOST, body=b"the template interpreter died")
+                    self._owner.on_free(attempt)
+
+    def close(self) -> None:
+        """No more tasks: idle interpreters and the template end by themselves at the end of their sockets."""
+        self._closed = True
+        self._loop.unwatch(self._reports.fileno())
+        for end in (self._tasks, self._tasks_end, self._reports, self._reports_end, self._control):
+            if end is not None:
+                end.close()
+        for child in self._children.values():
+            child.close()
+
+
+def _printer(pool: Interpreters, child: Child, stream: int) -> Callable[[bytes], None]:
+    def printed(data: bytes) -> None:
+        child.printed(stream, data)
+
+    return printed
+
+
+def _idle(child: Child) -> bool:
+    return child.current is None and child.leaving is None
+
+
+def end_by_force(pid: int) -> None:
+    """SIGKILL to a task's process, its group, and all that it started."""
+    processes.kill_tree(pid, signal.SIGKILL)
+    processes.kill_group(pid, signal.SIGKILL)
+
+
+def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    fds = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+    return list(fds)
+
+
+def _file_actions(fds: dict[int, int | str]) -> list[FileAction]:
+    """Open or duplicate descriptors onto fixed numbers; every source lies above every target (see ``_high``)."""
+    actions: list[FileAction] = []
+    for target, source in fds.items():
+        if isinstance(source, str):
+            actions.append((os.POSIX_SPAWN_OPEN, target, source, os.O_RDONLY, 0))
+        else:
+            actions.append((os.POSIX_SPAWN_DUP2, source, target))
+    return actions
+
+
+def _high(fd: int) -> int:
+    """A duplicate of ``fd`` with a number above all that interpreters have fixed."""
+    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, runner.GO_FD + 1)

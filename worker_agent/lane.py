@@ -1,0 +1,196 @@
+"""A lane on its agent: tasks of one environment, run one after the other, ``width`` at a time."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import time
+from collections import deque
+from typing import Protocol
+
+from worker_agent import channel, processes, protocol, runner
+from worker_agent.attempt import Attempt, State
+from worker_agent.interpreters import Interpreters, end_by_force
+from worker_agent.loop import Loop
+from worker_agent.programs import Programs
+
+
+class Host(Protocol):
+    """What a lane needs of its agent."""
+
+    loop: Loop
+    programs: Programs
+
+    def payload(self, function: int) -> protocol.Payload:
+        """The function's pickle."""
+
+    def free_slots(self) -> int:
+        """How many more tasks may run on the agent."""
+
+    def report(self, report: protocol.Report) -> None:
+        """To the hub."""
+
+    def forget(self, attempt: Attempt) -> None:
+        """The attempt has ended."""
+
+    def kill_strays(self) -> None:
+        """End processes that outlived their task."""
+
+
+class Lane:
+    """Starts the tasks of its queue as long as there is room."""
+
+    def __init__(self, host: Host, number: int, environment: protocol.Prepare, setup: runner.Setup) -> None:
+        self.number = number
+        self.environment = environment
+        self.queue: deque[Attempt] = deque()
+        self.running = 0
+        self.width = 0
+        self._host = host
+        self._pool: Interpreters | None = None
+        self._setup = setup
+
+    def resize(self, width: int) -> None:
+        """Run ``width`` tasks at a time."""
+        self.width = width
+        if self.environment.start != "exec" and self._pool is None:
+            self._open_pool()
+        if self._pool is not None:
+            self._pool.resize(width)
+        self.start_ready()
+
+    def _open_pool(self) -> None:
+        try:
+            self._pool = Interpreters(self._host.loop, self.environment, self._setup, self)
+        except OSError as error:
+            text = f"the interpreter {self.environment.python[0]} cannot be started: {os.strerror(error.errno or 0)}"
+            self.on_unprepared(text, b"")
+
+    def start_ready(self) -> None:
+        """Start what the queue holds, as far as there is room."""
+        if self.environment.start == "exec":
+            while self.queue and self.running < self.width and self._host.free_slots() > 0:
+                self._start_program(self.queue.popleft())
+        elif self._pool is not None:
+            self._offer_calls(self._pool)
+
+    def _offer_calls(self, pool: Interpreters) -> None:
+        room = pool.room
+        if pool.fresh:
+            room = min(room, self._host.free_slots())
+        offered = False
+        while self.queue and room > 0 and pool.offer(self.queue[0], self._task(self.queue[0])):
+            attempt = self.queue.popleft()
+            room -= 1
+            offered = True
+            if pool.fresh:
+                self.running += 1
+        if offered:
+            pool.provide()
+
+    def _task(self, attempt: Attempt) -> channel.Task:
+        call, settings = attempt.order.body, attempt.settings
+        assert isinstance(call, protocol.Call)
+        function = self._host.payload(call.function)
+        buffers = [(stored.path, stored.size) for stored in call.buffers]
+        return channel.Task(
+            attempt.order.task, attempt.order.attempt, call.function, _plain(function), _plain(call.args), buffers,
+            call.chunk, settings.cwd, settings.env, settings.stdout, settings.stderr,
+        )  # fmt: skip
+
+    def _start_program(self, attempt: Attempt) -> None:
+        try:
+            self._host.programs.start(attempt, self.environment, time.time())
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM) and self.running:
+                self.queue.appendleft(attempt)  # the node is short of something: again when a task has ended
+                return
+            attempt.finish(protocol.NOT_STARTED, body=str(error.filename or "").encode(), returncode=error.errno)
+            self._host.forget(attempt)
+        else:
+            self.running += 1
+            self.on_started(attempt)
+
+    # --- from the interpreters ----------------------------------------------------------------------------------------
+
+    def on_started(self, attempt: Attempt) -> None:
+        """The clock of its time limit runs."""
+        limit = attempt.settings.time_limit
+        if limit is not None:
+            attempt.deadline = self._host.loop.call_in(
+                limit, lambda: self.end(attempt, protocol.TIMED_OUT, signal.SIGTERM, attempt.settings.grace)
+            )
+        if attempt.pending_kill is not None:
+            self.end(attempt, protocol.KILLED, *attempt.pending_kill)
+
+    def on_result(self, attempt: Attempt, ended: channel.Ended) -> None:
+        """A call has an outcome; its process may still be leaving."""
+        attempt.started, attempt.ended = ended.started, ended.ended
+        usage = protocol.Usage(ended.user, ended.system, ended.max_rss)
+        attempt.finish(protocol.VALUE if ended.ok else protocol.ERROR, body=ended.body, usage=usage)
+
+    def on_free(self, attempt: Attempt) -> None:
+        """The place of ``attempt`` is free again."""
+        if self._pool is None or self._pool.fresh:
+            self.running -= 1
+        self._host.forget(attempt)
+        self.start_ready()
+
+    def on_crash(self) -> None:
+        """What the process had started is to end with it."""
+        self._host.kill_strays()
+
+    def on_unprepared(self, text: str, error: bytes) -> None:
+        """The hub decides what becomes of the tasks."""
+        self._host.report(protocol.Unprepared(self.environment.environment, text, error))
+
+    # --- ends ---------------------------------------------------------------------------------------------------------
+
+    def take_back(self, attempt: Attempt) -> bool:
+        """Give the task up if it has not started."""
+        if attempt.state is State.QUEUED:
+            self.queue.remove(attempt)
+        elif attempt.state is not State.OFFERED or self._pool is None or not self._pool.take_back(attempt):
+            return False
+        elif self._pool.fresh:
+            self.running -= 1
+        attempt.state = State.ENDED
+        self._host.forget(attempt)
+        return True
+
+    def end(self, attempt: Attempt, reason: str, number: int, grace: float) -> None:
+        """Signal the task's process group; after ``grace`` seconds kill it and all that it started."""
+        if attempt.state is State.ENDED or attempt.end is not None:
+            return
+        if attempt.state is not State.RUNNING:
+            self._end_unstarted(attempt, reason, number, grace)
+            return
+        attempt.end = reason
+        processes.kill_group(attempt.pid, number)
+        attempt.grace = self._host.loop.call_in(grace, lambda: end_by_force(attempt.pid))
+
+    def _end_unstarted(self, attempt: Attempt, reason: str, number: int, grace: float) -> None:
+        if self.take_back(attempt):
+            attempt.state = State.QUEUED
+            attempt.finish(reason)
+        else:
+            attempt.pending_kill = (number, grace)  # an interpreter has just taken it; its start is on the way to us
+
+    def owns(self, pid: int) -> bool:
+        """Whether ``pid`` belongs to this lane's interpreters."""
+        return self._pool is not None and self._pool.owns(pid)
+
+    def reaped(self, pid: int, status: int, usage: protocol.Usage) -> None:
+        """One of them ended."""
+        assert self._pool is not None
+        self._pool.reaped(pid, status, usage)
+
+    def close(self) -> None:
+        """No more tasks."""
+        if self._pool is not None:
+            self._pool.close()
+
+
+def _plain(payload: protocol.Payload) -> bytes | tuple[str, int]:
+    return payload if isinstance(payload, bytes) else (payload.path, payload.size)

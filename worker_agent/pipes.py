@@ -1,0 +1,49 @@
+"""The agent's end of a pipe that tasks write their output to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from worker_agent.loop import Loop
+from worker_agent.runner import unread
+
+#: What one read takes at most: the capacity of a pipe.
+_BLOCK = 64 * 1024
+
+
+class Pipe:
+    """Hands on what arrives. A background child that keeps the other end open delays nobody."""
+
+    __slots__ = ("_fd", "_loop", "_receive")
+
+    def __init__(self, loop: Loop, fd: int, receive: Callable[[bytes], None]) -> None:
+        self._loop = loop
+        self._fd = fd
+        self._receive = receive
+        loop.watch(fd, self._on_ready)
+
+    def _on_ready(self) -> None:
+        data = os.read(self._fd, _BLOCK)
+        if data:
+            self._receive(data)
+        else:
+            self._close()
+
+    def drain(self) -> None:
+        """Hand on all that was written so far, without waiting for more."""
+        while self._fd >= 0 and unread(self._fd):
+            self._on_ready()
+
+    def finish(self) -> None:
+        """Drain, at most one pipe's capacity over what is there, and close."""
+        for _ in range(2):
+            if self._fd >= 0 and unread(self._fd):
+                self._on_ready()
+        self._close()
+
+    def _close(self) -> None:
+        if self._fd >= 0:
+            self._loop.unwatch(self._fd)
+            os.close(self._fd)
+            self._fd = -1

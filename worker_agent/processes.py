@@ -1,0 +1,281 @@
+"""Processes and CPUs as Linux shows them: process trees and how to end them, and how many CPUs are ours.
+
+Standard library only. ``ctypes`` is imported by the two functions that need it, since each fresh interpreter
+would pay for it. ``proc`` and ``cgroup`` say where these file systems are mounted; tests give trees of their
+own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import math
+import os
+import select
+import signal
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+
+__all__ = [
+    "become_subreaper", "children", "cpu_quota", "descendants", "kill_group", "kill_tree", "pidfd_alive",
+    "set_parent_death_signal", "start_time", "usable_cpus",
+]  # fmt: skip
+
+# <linux/prctl.h>
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def set_parent_death_signal(sig: int) -> None:
+    """Have the kernel send ``sig`` to this process when its parent ends; 0 takes that back.
+
+    "Parent" is the *thread* that forked us (prctl(2)). The parent may have ended before this call: compare
+    ``os.getppid()`` afterwards with what it should be. Not inherited by children; lost on exec of a set-uid
+    program.
+
+    :raises OSError: the kernel refuses, such as for a signal that does not exist.
+    """
+    _prctl(_PR_SET_PDEATHSIG, sig)
+
+
+def become_subreaper() -> None:
+    """Make this process the parent of all its descendants that lose theirs; it has to wait for them then.
+
+    :raises OSError: the kernel refuses.
+    """
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _prctl(option: int, value: int) -> None:
+    import ctypes
+
+    arguments = [ctypes.c_ulong(number) for number in (value, 0, 0, 0)]
+    if ctypes.CDLL(None, use_errno=True).prctl(option, *arguments) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"prctl({option}, {value}): {os.strerror(number)}")
+
+
+# ---- process trees -----------------------------------------------------------------------------------------
+
+
+def start_time(pid: int, proc: str = "/proc") -> int | None:
+    """When the process began, in clock ticks since boot, or None if it is gone. With the pid it is unique."""
+    fields = _stat_fields(pid, proc)
+    return int(fields[19]) if fields else None
+
+
+def _stat_fields(pid: int, proc: str) -> list[bytes]:
+    """The fields of ``stat`` from the third on: field N of proc(5) is at N - 3. Empty if it is gone."""
+    try:
+        with open(f"{proc}/{pid}/stat", "rb") as file:
+            # The second is the command in parentheses, and it may itself hold blanks, parentheses and line
+            # ends.
+            return file.read().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def children(pid: int, proc: str = "/proc") -> list[int]:
+    """The pids of the children of ``pid``, zombies too; empty if it is gone."""
+    return _child_lister(proc)(pid)
+
+
+def descendants(pid: int, proc: str = "/proc") -> list[int]:
+    """The pids of all processes below ``pid``, parents before their children, without ``pid``."""
+    children_of = _child_lister(proc)
+    found = {pid: None}  # a set that keeps its order
+    waiting = [pid]
+    for each in waiting:  # grows while we walk
+        new = [child for child in children_of(each) if child not in found]
+        found |= dict.fromkeys(new)
+        waiting += new
+    return waiting[1:]
+
+
+def _child_lister(proc: str) -> Callable[[int], list[int]]:
+    # Without CONFIG_PROC_CHILDREN there are no children files; then one look at all processes has to do.
+    if os.path.exists(f"{proc}/thread-self/children"):
+        return lambda pid: _read_children(pid, proc)
+    by_parent = _children_by_parent(proc)
+    return lambda pid: by_parent.get(pid, [])
+
+
+def _read_children(pid: int, proc: str) -> list[int]:
+    found: list[int] = []
+    for thread in _list_directory(f"{proc}/{pid}/task"):
+        # Threads and processes may end at any moment, and then have no children.
+        with (
+            contextlib.suppress(FileNotFoundError, ProcessLookupError),
+            open(f"{proc}/{pid}/task/{thread}/children", "rb") as file,
+        ):
+            found += map(int, file.read().split())
+    return found
+
+
+def _children_by_parent(proc: str) -> dict[int, list[int]]:
+    by_parent: dict[int, list[int]] = defaultdict(list)
+    for name in _list_directory(proc):
+        fields = _stat_fields(int(name), proc) if name.isdecimal() else []
+        if fields:
+            by_parent[int(fields[1])].append(int(name))
+    return by_parent
+
+
+def _list_directory(path: str) -> list[str]:
+    try:
+        return os.listdir(path)
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+# ---- ending processes --------------------------------------------------------------------------------------
+
+#: So many rounds over a tree that forks faster than we look; then it is for the caller to try again.
+_MOST_ROUNDS = 1000
+
+
+def kill_group(pgid: int, sig: int) -> bool:
+    """Send ``sig`` to the process group ``pgid``; False if there is none.
+
+    :raises ValueError: ``pgid`` is 1 or less: to kill(2), that means our own group or every process there is.
+    :raises PermissionError: all of its processes belong to somebody else.
+    """
+    if pgid <= 1:
+        raise ValueError(f"pgid={pgid}: expected the number of one process group, more than 1")
+    try:
+        os.killpg(pgid, sig)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def kill_tree(pid: int, sig: int = signal.SIGKILL) -> None:
+    """Send ``sig`` to every process below ``pid``, and not to ``pid``; those born meanwhile get it too.
+
+    The caller itself is spared, and what is below it, if it is below ``pid``. What has already lost its
+    parent is found only if ``pid`` is a subreaper. Waits for nobody: the dead remain zombies until their
+    parents reap them.
+    """
+    if sig == signal.SIGKILL:
+        _kill_stopped(_signal_descendants(pid, signal.SIGSTOP))
+    _signal_descendants(pid, sig)
+
+
+def _kill_stopped(stopped: dict[int, int | None]) -> None:
+    # Stopped first, because a process that dies hands its children to somebody else, and one that it had just
+    # born would be lost to us; and because the children files are exact only as long as nobody in them ends
+    # (proc(5)). The start time shows that a pid is still the same process.
+    for pid, born in stopped.items():
+        if start_time(pid) == born:
+            _send(pid, signal.SIGKILL)
+
+
+def _signal_descendants(pid: int, sig: int) -> dict[int, int | None]:
+    """Look for descendants until a round finds nobody new; returns whom it reached, with start times."""
+    reached: dict[int, int | None] = {}
+    parents = [pid]
+    for _ in range(_MOST_ROUNDS):
+        new = _signal_children(parents, sig, reached)
+        if not new:
+            break
+        # A tree that forks and dies leaves zombies by the hundred; to ask them again and again takes time.
+        parents = [pid, *(each for each in parents[1:] + new if not _has_ended(each))]
+    return reached
+
+
+def _signal_children(parents: list[int], sig: int, reached: dict[int, int | None]) -> list[int]:
+    """Signal the children of ``parents`` that are not yet in ``reached``, and note them there."""
+    children_of = _child_lister("/proc")
+    new = []
+    # The youngest first: who loses its parent moves up the tree, to somebody whom we ask later.
+    for parent in reversed(parents):
+        for child in reversed(children_of(parent)):
+            if child not in reached and child != os.getpid():
+                _send(child, sig)
+                reached[child] = start_time(child)
+                new.append(child)
+    return new
+
+
+def _has_ended(pid: int) -> bool:
+    # The first thread of a process may be a zombie while others run; num_threads (field 20) tells.
+    fields = _stat_fields(pid, "/proc")
+    return not fields or (fields[0] in b"ZX" and int(fields[17]) <= 1)
+
+
+def _send(pid: int, sig: int) -> None:
+    # Gone is what we want; and a set-uid program, which is beyond our reach, must not save its whole tree.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, sig)
+
+
+def pidfd_alive(pidfd: int) -> bool:
+    """Whether the process behind ``pidfd`` still runs; one that ended and was not waited for does not.
+
+    :raises OSError: ``pidfd`` is not an open file descriptor.
+    """
+    poll = select.poll()  # not select.select, which fails for descriptors above 1023
+    poll.register(pidfd, select.POLLIN)
+    events = poll.poll(0)
+    if events and events[0][1] & select.POLLNVAL:
+        raise OSError(errno.EBADF, f"pidfd {pidfd} is not open")
+    return not events
+
+
+# ---- CPUs --------------------------------------------------------------------------------------------------
+
+
+def usable_cpus(proc: str = "/proc", cgroup: str = "/sys/fs/cgroup") -> int:
+    """How many CPUs we may keep busy: the affinity, and the control groups' quota rounded up; at least 1."""
+    cpus = len(os.sched_getaffinity(0))
+    quota = cpu_quota(proc, cgroup)
+    return cpus if quota is None else max(1, min(cpus, math.ceil(quota)))
+
+
+def cpu_quota(proc: str = "/proc", cgroup: str = "/sys/fs/cgroup") -> float | None:
+    """CPUs' worth of time that our control group and all those around it leave to us, or None: no limit."""
+    quotas = [
+        quota for directory in _cpu_groups(proc, cgroup) if (quota := _read_quota(directory)) is not None
+    ]
+    return min(quotas, default=None)
+
+
+def _cpu_groups(proc: str, cgroup: str) -> Iterator[str]:
+    """The directories of our group and its ancestors, in version 2 and in version 1's ``cpu`` controller."""
+    for line in _read_text(f"{proc}/self/cgroup").splitlines():
+        number, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        for mount in _mounts(number, controllers):
+            yield from _with_ancestors(f"{cgroup}{mount}", path)
+
+
+def _mounts(number: str, controllers: str) -> list[str]:
+    if number == "0" and not controllers:
+        return ["", "/unified"]  # version 2; the second where both versions are in use
+    return ["/cpu", f"/{controllers}"] if "cpu" in controllers.split(",") else []
+
+
+def _with_ancestors(root: str, path: str) -> Iterator[str]:
+    # In a container the path may be that of the host, of which only the root is mounted: what is missing is
+    # skipped by the reader. ".." stands for groups outside of our namespace, which cannot be read.
+    parts = [part for part in path.split("/") if part not in ("", "..")]
+    for length in range(len(parts), -1, -1):
+        yield "/".join([root, *parts[:length]])
+
+
+def _read_quota(directory: str) -> float | None:
+    words = _read_text(f"{directory}/cpu.max").split() or [
+        _read_text(f"{directory}/cpu.cfs_quota_us").strip(),
+        _read_text(f"{directory}/cpu.cfs_period_us").strip(),
+    ]
+    if len(words) != 2 or not all(word.isdecimal() and int(word) for word in words):
+        return None  # "max" in version 2, -1 in version 1, or no such file
+    return int(words[0]) / int(words[1])
+
+
+def _read_text(path: str) -> str:
+    try:
+        with open(path, encoding="ascii", errors="replace") as file:
+            return file.read()
+    except OSError:  # what cannot be read sets no limit that we know of
+        return ""

@@ -1,0 +1,165 @@
+"""Starts external programs: no interpreter, no shell, no copy of the agent's memory (``posix_spawn``)."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from worker_agent import protocol
+from worker_agent.attempt import Attempt
+from worker_agent.loop import Loop
+from worker_agent.pipes import Pipe
+
+FileAction = tuple[int, int, str, int, int] | tuple[int, int, int] | tuple[int, int]
+
+#: Signals whose dispositions Python changes, given back to programs as the system has them.
+_RESTORED = [signal.SIGPIPE, signal.SIGXFSZ]
+
+
+class Programs:
+    """The programs that run under this agent."""
+
+    def __init__(self, loop: Loop, on_end: Callable[[Attempt], None]) -> None:
+        self._loop = loop
+        self._on_end = on_end
+        self._running: dict[int, tuple[Attempt, list[Pipe]]] = {}
+
+    def __contains__(self, pid: int) -> bool:
+        return pid in self._running
+
+    def running_attempts(self) -> list[Attempt]:
+        """The attempts whose program runs."""
+        return [attempt for attempt, _ in self._running.values()]
+
+    def start(self, attempt: Attempt, environment: protocol.Prepare, started_at: float) -> None:
+        """Start the program of ``attempt``. Raises OSError if that cannot be done; nothing is left open then."""
+        command = attempt.order.body
+        assert isinstance(command, protocol.Command)
+        env = task_environment(environment.env, attempt)
+        cwd = attempt.settings.cwd or environment.cwd
+        enter_directory(cwd, create=attempt.settings.cwd is not None)
+        executable = find_executable(command.argv[0], env)
+        with _Descriptors() as descriptors:
+            pipes = _captured(attempt.settings, descriptors)
+            actions = [_stdin(command, descriptors), *_outputs(attempt.settings, pipes)]
+            pid = os.posix_spawn(
+                executable, command.argv, env,
+                file_actions=actions, setsid=True, setsigmask=[], setsigdef=_RESTORED,
+            )  # fmt: skip
+            descriptors.keep()
+        watched = [Pipe(self._loop, ends[0], partial(attempt.printed, stream)) for stream, ends in pipes.items()]
+        self._running[pid] = (attempt, watched)
+        attempt.begin(pid, started_at)
+
+    def ended(self, pid: int, returncode: int, usage: protocol.Usage) -> None:
+        """The program ``pid`` was reaped."""
+        attempt, pipes = self._running.pop(pid)
+        for pipe in pipes:
+            pipe.finish()
+        attempt.finish(protocol.EXITED, returncode=returncode, usage=usage)
+        self._on_end(attempt)
+
+
+class _Descriptors:
+    """Descriptors that are closed when a start fails; what only the program needs is closed in any case."""
+
+    def __init__(self) -> None:
+        self._ours: list[int] = []
+        self._theirs: list[int] = []
+
+    def __enter__(self) -> _Descriptors:
+        return self
+
+    def pipe(self) -> tuple[int, int]:
+        read_end, write_end = os.pipe()
+        self._ours.append(read_end)
+        self._theirs.append(write_end)
+        return read_end, write_end
+
+    def theirs(self, fd: int) -> int:
+        self._theirs.append(fd)
+        return fd
+
+    def keep(self) -> None:
+        self._ours.clear()
+
+    def __exit__(self, *_: object) -> None:
+        for fd in self._ours + self._theirs:
+            os.close(fd)
+
+
+def _stdin(command: protocol.Command, descriptors: _Descriptors) -> FileAction:
+    if command.stdin is not None:
+        fd = descriptors.theirs(os.memfd_create("stdin", os.MFD_CLOEXEC))
+        with open(fd, "wb", closefd=False) as file:
+            file.write(command.stdin)
+        os.lseek(fd, 0, os.SEEK_SET)
+        return (os.POSIX_SPAWN_DUP2, fd, 0)
+    return (os.POSIX_SPAWN_OPEN, 0, command.stdin_path or os.devnull, os.O_RDONLY, 0)
+
+
+def _captured(settings: protocol.Settings, descriptors: _Descriptors) -> dict[int, tuple[int, int]]:
+    streams = {1: settings.stdout, 2: settings.stderr}
+    return {stream: descriptors.pipe() for stream, destination in streams.items() if destination is None}
+
+
+def _outputs(settings: protocol.Settings, pipes: Mapping[int, tuple[int, int]]) -> list[FileAction]:
+    actions: list[FileAction] = []
+    for stream, destination in ((1, settings.stdout), (2, settings.stderr)):
+        if stream in pipes:
+            actions.append((os.POSIX_SPAWN_DUP2, pipes[stream][1], stream))
+        elif stream == 2 and destination and destination == settings.stdout:
+            actions.append((os.POSIX_SPAWN_DUP2, 1, 2))
+        else:
+            actions.append(_open_file(stream, destination or os.devnull))
+    return actions
+
+
+def _open_file(stream: int, path: str) -> FileAction:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    return (os.POSIX_SPAWN_OPEN, stream, path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o666)
+
+
+def task_environment(base: Mapping[str, str], attempt: Attempt) -> dict[str, str]:
+    """The variables of a task: the submitter's, what the options change, and which task it is."""
+    env = {**base, **task_identity(attempt.order)}
+    for name, value in attempt.settings.env.items():
+        if value is None:
+            env.pop(name, None)
+        else:
+            env[name] = value
+    return env
+
+
+def task_identity(order: protocol.Run) -> dict[str, str]:
+    """How a task can tell which one it is, and we which task a stray process belongs to."""
+    return {"HPC_TASK_ID": str(order.task), "HPC_ATTEMPT": str(order.attempt)}
+
+
+def enter_directory(path: str, *, create: bool) -> None:
+    """Make ``path`` the agent's directory, for the program that it starts next (posix_spawn has no cwd)."""
+    if create:
+        os.makedirs(path, exist_ok=True)
+    os.chdir(path)
+
+
+def find_executable(name: str, env: Mapping[str, str]) -> str:
+    """The path of the program: as it is if it has a slash, else searched in the task's PATH.
+
+    Like ``execvp``: a file that is found but cannot be executed is tried, so that the error says so.
+    """
+    if "/" in name:
+        return name
+    found = ""
+    for folder in env.get("PATH", os.defpath).split(os.pathsep):
+        path = os.path.join(folder or ".", name)
+        if os.access(path, os.X_OK) and not os.path.isdir(path):
+            return path
+        if not found and os.path.exists(path):
+            found = path
+    if not found:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+    return found

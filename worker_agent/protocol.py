@@ -1,0 +1,361 @@
+"""Every message between hub and agent, in both directions: typed, validated, never pickled.
+
+Orders go to the agent, reports go to the hub. A frame holds one :class:`Orders` or :class:`Reports`: the protocol
+version, the session (one executor's life), the epoch (one registration of one agent) and a list of messages, so that
+many small tasks share one frame. Whatever speaks of a task names its attempt: a late answer is recognised by it.
+
+    order          meaning                                      report       meaning
+    Welcome        you are registered; your epoch               Hello        I am here: who and what I am
+    Prepare        an environment that lanes will name          Unprepared   this environment cannot be had
+    Define/Forget  a function, sent once; no longer needed      Started      the task runs, as this process
+    Open/Resize    a lane: run its tasks, `width` at a time     Output       what a task printed
+    Close          a lane is no longer needed                   Finished     how an attempt ended
+    Run            run this task on this lane                   Recalled     given back, or already started
+    Recall         give this task back if it has not started    Bye          I leave, and why
+    Kill           end this task
+    Stop           end everything and leave
+
+Bytes that are large do not travel in messages: a :class:`Stored` names a file in the session's private directories.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+PROTOCOL: Final = 1
+
+#: Bytes of a payload from which on it goes out of band; a message on a SEQPACKET socket must stay below 208 KiB.
+INLINE_LIMIT: Final = 32 * 1024
+
+
+class Stored(msgspec.Struct, array_like=True, frozen=True, tag="stored"):
+    """A payload that lies in a file: its absolute path and its size in bytes."""
+
+    path: str
+    size: int
+
+
+Payload = bytes | Stored
+
+
+class Call(msgspec.Struct, array_like=True, frozen=True, tag="call"):
+    """A Python call: the function (sent before by :class:`Define`) and its pickled ``(args, kwargs)``.
+
+    ``buffers`` are the out-of-band buffers of pickle protocol 5. With ``chunk`` the arguments are a list of argument
+    tuples and the outcome is the list of results (``map`` with a chunksize).
+    """
+
+    function: int
+    args: Payload
+    buffers: list[Stored] = []
+    chunk: bool = False
+
+
+class Command(msgspec.Struct, array_like=True, frozen=True, tag="command"):
+    """An external program: its argv, and its standard input as text or as the path of a file, or nothing."""
+
+    argv: list[str]
+    stdin: bytes | None = None
+    stdin_path: str | None = None
+
+
+class Settings(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
+    """What distinguishes a task from the others of its lane.
+
+    A destination is the path of a file, "" to discard, or None: then the hub gets what is printed, at most
+    ``output_limit`` bytes of each stream. ``grace`` is the time in seconds between a signal and SIGKILL.
+    """
+
+    env: dict[str, str | None] = {}
+    cwd: str | None = None
+    stdout: str | None = None
+    stderr: str | None = None
+    time_limit: float | None = None
+    grace: float = 2.0
+    output_limit: int = 4 * 2**20
+
+
+DEFAULT_SETTINGS: Final = Settings()
+
+
+# --- orders: to the agent ---------------------------------------------------------------------------------------------
+
+
+class Welcome(msgspec.Struct, array_like=True, frozen=True, tag="welcome"):
+    """The agent is registered, under this epoch."""
+
+    epoch: int
+
+
+class Prepare(msgspec.Struct, array_like=True, frozen=True, tag="prepare", kw_only=True):
+    """An environment: how interpreters come to be, and what a task sees in them.
+
+    ``python`` is the interpreter with its flags. ``start`` is "fork" (from a template), "spawn" (exec for each), or
+    "exec": programs, no interpreter at all. ``max_tasks`` is how many tasks an interpreter
+    runs, 0 for any number. ``initializer`` is a pickled ``(function, args)``.
+    """
+
+    environment: int
+    python: list[str]
+    start: str
+    max_tasks: int
+    cwd: str
+    path: list[str]
+    env: dict[str, str]
+    preload: list[str] = []
+    initializer: Payload | None = None
+
+
+class Define(msgspec.Struct, array_like=True, frozen=True, tag="define"):
+    """A pickled function, named by a number in the orders that follow."""
+
+    function: int
+    body: Payload
+
+
+class Forget(msgspec.Struct, array_like=True, frozen=True, tag="forget"):
+    """These functions will not be named again unless defined anew."""
+
+    functions: list[int]
+
+
+class Open(msgspec.Struct, array_like=True, frozen=True, tag="open"):
+    """A lane: tasks of one environment, ``width`` of which may run at a time."""
+
+    lane: int
+    environment: int
+    width: int
+
+
+class Resize(msgspec.Struct, array_like=True, frozen=True, tag="resize"):
+    """The lane's new width. Tasks that run are not touched."""
+
+    lane: int
+    width: int
+
+
+class Close(msgspec.Struct, array_like=True, frozen=True, tag="close"):
+    """The lane is empty and not needed any more; its interpreters may end."""
+
+    lane: int
+
+
+class Run(msgspec.Struct, array_like=True, frozen=True, tag="run"):
+    """Run this attempt of a task on a lane."""
+
+    lane: int
+    task: int
+    attempt: int
+    body: Call | Command
+    settings: Settings | None = None
+
+
+class Recall(msgspec.Struct, array_like=True, frozen=True, tag="recall"):
+    """Give the task back if it has not started; answered by :class:`Recalled` either way."""
+
+    task: int
+    attempt: int
+
+
+class Kill(msgspec.Struct, array_like=True, frozen=True, tag="kill"):
+    """End the task: ``signal`` to its process group, ``grace`` seconds, then SIGKILL to all that it started."""
+
+    task: int
+    attempt: int
+    signal: int
+    grace: float
+
+
+class Stop(msgspec.Struct, array_like=True, frozen=True, tag="stop"):
+    """End all tasks that still run (with ``signal``, ``grace`` seconds, SIGKILL) and leave."""
+
+    signal: int
+    grace: float
+
+
+Order = Welcome | Prepare | Define | Forget | Open | Resize | Close | Run | Recall | Kill | Stop
+
+# --- reports: to the hub ----------------------------------------------------------------------------------------------
+
+
+class Hello(msgspec.Struct, array_like=True, frozen=True, tag="hello", kw_only=True):
+    """Who the agent is: the launch that it belongs to, its host and process, and what it offers."""
+
+    launch: str
+    host: str
+    pid: int
+    python: str
+    slots: int
+
+
+class Unprepared(msgspec.Struct, array_like=True, frozen=True, tag="unprepared"):
+    """An environment cannot be had: its interpreter did not start (``error`` empty), or its initializer raised."""
+
+    environment: int
+    text: str
+    error: bytes = b""
+
+
+class Started(msgspec.Struct, array_like=True, frozen=True, tag="started"):
+    """The attempt runs as process ``pid`` since ``at`` (seconds since the epoch, by the agent's clock)."""
+
+    task: int
+    attempt: int
+    pid: int
+    at: float
+
+
+class Output(msgspec.Struct, array_like=True, frozen=True, tag="output"):
+    """What a running task wrote to descriptor ``stream`` (1 or 2)."""
+
+    task: int
+    attempt: int
+    stream: int
+    data: bytes
+
+
+class Tail(msgspec.Struct, array_like=True, frozen=True):
+    """The end of an output whose beginning went out as :class:`Output`; ``omitted`` bytes between were dropped."""
+
+    data: bytes = b""
+    omitted: int = 0
+
+
+class Usage(msgspec.Struct, array_like=True, frozen=True):
+    """What an attempt used: CPU seconds in user and system mode, peak resident set size in bytes."""
+
+    user: float = 0.0
+    system: float = 0.0
+    max_rss: int = 0
+
+
+#: How an attempt ended. VALUE and ERROR carry the pickled result or exception of a call.
+VALUE, ERROR, EXITED, TIMED_OUT, KILLED, NOT_STARTED, LOST = "value", "error", "exited", "time", "kill", "start", "lost"
+
+
+class Finished(msgspec.Struct, array_like=True, frozen=True, tag="finished"):
+    """How an attempt ended.
+
+    ``returncode`` is negative for a signal and None where there is none. ``body`` is the outcome of a call in the form
+    that :mod:`worker_agent.runner` writes, or the sentence for NOT_STARTED (with ``returncode`` the errno) and LOST.
+    """
+
+    task: int
+    attempt: int
+    end: str
+    body: bytes = b""
+    returncode: int | None = None
+    pid: int = 0
+    started: float = 0.0
+    ended: float = 0.0
+    usage: Usage = Usage()
+    stdout: Tail | None = None
+    stderr: Tail | None = None
+
+
+class Recalled(msgspec.Struct, array_like=True, frozen=True, tag="recalled"):
+    """The answer to :class:`Recall`: whether the task was given back; if not, it runs or has ended."""
+
+    task: int
+    attempt: int
+    given_back: bool
+
+
+class Bye(msgspec.Struct, array_like=True, frozen=True, tag="bye"):
+    """The agent leaves; why, in a sentence."""
+
+    reason: str
+
+
+Report = Hello | Unprepared | Started | Output | Finished | Recalled | Bye
+
+
+class Orders(msgspec.Struct, array_like=True, frozen=True):
+    """A frame to an agent."""
+
+    protocol: int
+    session: str
+    epoch: int
+    messages: list[Order]
+
+
+class Reports(msgspec.Struct, array_like=True, frozen=True):
+    """A frame to the hub."""
+
+    protocol: int
+    session: str
+    epoch: int
+    messages: list[Report]
+
+
+class ProtocolError(ValueError):
+    """A frame that is not what its type says: garbled, of another protocol version, or of another session."""
+
+
+_encoder = msgspec.msgpack.Encoder()
+_orders = msgspec.msgpack.Decoder(Orders)
+_reports = msgspec.msgpack.Decoder(Reports)
+Frame = TypeVar("Frame", Orders, Reports)
+
+
+def encode(frame: Orders | Reports) -> bytes:
+    """The bytes of a frame."""
+    return _encoder.encode(frame)
+
+
+def decode_orders(data: Any) -> Orders:
+    """The orders in a frame. Raises ProtocolError and nothing else."""
+    return _decode(_orders, data)
+
+
+def decode_reports(data: Any) -> Reports:
+    """The reports in a frame. Raises ProtocolError and nothing else."""
+    return _decode(_reports, data)
+
+
+def _decode(decoder: msgspec.msgpack.Decoder[Frame], data: Any) -> Frame:
+    try:
+        frame = decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError) as error:
+        raise ProtocolError(f"a frame of {len(data)} bytes cannot be read: {error}") from error
+    if frame.protocol != PROTOCOL:
+        raise ProtocolError(f"the peer speaks protocol {frame.protocol}, this is protocol {PROTOCOL}")
+    return frame
+
+
+class Connection(msgspec.Struct, frozen=True, kw_only=True):
+    """What an agent needs to find its hub; handed over by a pipe or a 0600 file, never in argv.
+
+    ``client_pid`` and ``client_start`` (clock ticks since boot) name the process whose end is the agent's end.
+    ``directory`` is the session's private directory; ``stores`` are directories for payloads, tried in order.
+    ``path`` is added at the end of the agent's ``sys.path``, for modules that the client found elsewhere.
+    """
+
+    protocol: int
+    endpoint: str
+    session: str
+    launch: str
+    client_pid: int
+    client_start: int
+    directory: str
+    stores: list[str]
+    slots: int
+    path: list[str] = []
+
+
+def write_connection(connection: Connection) -> bytes:
+    """The connection as one line of JSON."""
+    return msgspec.json.encode(connection) + b"\n"
+
+
+def read_connection(data: bytes) -> Connection:
+    """The connection in ``data``. Raises ProtocolError if it is not one."""
+    try:
+        connection = msgspec.json.decode(data, type=Connection)
+    except msgspec.DecodeError as error:
+        raise ProtocolError(f"this is not the connection data of an agent: {error}") from error
+    if connection.protocol != PROTOCOL:
+        raise ProtocolError(f"the hub speaks protocol {connection.protocol}, this agent protocol {PROTOCOL}")
+    return connection

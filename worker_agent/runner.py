@@ -1,0 +1,429 @@
+"""Runs calls in an interpreter of their own. Each fresh interpreter pays for every line of this.
+
+Standard library and cloudpickle only. The interpreter takes a task from the socket that it shares with its siblings,
+says so, runs it, and reports the outcome; then it leaves (``max_tasks``) or takes the next one. A body of an outcome is
+
+    0x00 pickle                          a small outcome
+    0x01 length JSON pickle              JSON: [[path, size], ...] of the out-of-band buffers
+    0x02 length JSON                     the same, and the first entry is the pickle itself
+
+with the value as the pickle if the call returned, and else one of the tuples of :func:`describe_error`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import fcntl
+import json
+import os
+import pickle
+import resource
+import signal
+import socket
+import struct
+import sys
+import termios
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any, NamedTuple, NoReturn
+
+from worker_agent import channel, processes, store
+
+#: Exit status of an interpreter whose report socket is gone: the user's code closed it, or the agent died.
+NO_AGENT = 70
+
+TASKS_FD, REPORTS_FD, CONTROL_FD, GO_FD = 3, 4, 5, 6
+_SMALL = frozenset({int, float, bool, complex, type(None)})
+_FUNCTIONS_KEPT = 64
+
+
+class Setup(NamedTuple):
+    """What an interpreter is told before its first task.
+
+    ``initializer`` is a pickled ``(function, args)`` or None, ``max_tasks`` 0 for any number, ``stores`` the directories
+    for large payloads, ``cloudpickle`` the folder that has it, for environments without it.
+    """
+
+    cwd: str
+    path: list[str]
+    preload: list[str]
+    initializer: Any
+    max_tasks: int
+    stores: list[str]
+    cloudpickle: str
+
+
+class Interpreter:
+    """This process as a place where tasks run, one after the other."""
+
+    def __init__(self, setup: Setup, tasks: socket.socket, reports: socket.socket, go: int | None) -> None:
+        self._setup = setup
+        self._tasks = tasks
+        self._reports = reports
+        self._reports_inode = os.fstat(reports.fileno()).st_ino
+        self._go = go
+        self._pid = os.getpid()
+        self._functions: dict[int, Callable[..., Any]] = {}
+        self._used = (0.0, 0.0)
+
+    def serve(self) -> NoReturn:
+        """Run the initializer, then tasks until there are no more; does not return."""
+        if self._initialize():
+            self._run_tasks()
+        leave(0)
+
+    def _initialize(self) -> bool:
+        if self._setup.initializer is None:
+            return True
+        try:
+            function, args = load(self._setup.initializer, [])
+            function(*args)
+        except BaseException as error:
+            text = f"the initializer raised {type(error).__name__}: {error}"
+            self._send(channel.pack_broken(channel.Broken(self._pid, text, dump_error(error, self._setup.stores))))
+            return False
+        return True
+
+    def _run_tasks(self) -> None:
+        left = self._setup.max_tasks
+        message = self._tasks.recv(channel.MESSAGE_LIMIT)
+        announced = False
+        while message and message != channel.RETIRE:
+            task = channel.unpack_task(message)
+            if not announced:
+                self._send(channel.pack_started(task.task, task.attempt, self._pid, time.time()))
+            left -= 1
+            following = self._run(task, leaving=left == 0)
+            if left == 0:
+                return
+            announced = bool(following)
+            message = following or self._tasks.recv(channel.MESSAGE_LIMIT)
+
+    def _run(self, task: channel.Task, leaving: bool) -> bytes:
+        """Run one task and report it; gives the message of the next one if it was taken already."""
+        started = time.time()
+        ok, body = self._execute(task)
+        if os.getpid() != self._pid:
+            os._exit(0)  # a fork made by the user's code came out of the call too: the outcome is not its to report
+        flush_streams()
+        held = not leaving and self._output_waits()
+        following = b"" if leaving or held else self._take_waiting()
+        after = channel.unpack_task(following) if following and following != channel.RETIRE else None
+        user, system, max_rss = self._usage()
+        self._send(
+            channel.pack_ended(
+                channel.Ended(
+                    task.task, task.attempt, self._pid, ok, started, time.time(), user, system, max_rss,
+                    after.task if after else 0, after.attempt if after else 0, leaving, held, body,
+                )  # fmt: skip
+            )
+        )
+        if held:
+            os.eventfd_read(self._go_fd)
+        return following
+
+    @property
+    def _go_fd(self) -> int:
+        assert self._go is not None
+        return self._go
+
+    def _execute(self, task: channel.Task) -> tuple[bool, bytes]:
+        changes = bool(task.env) or task.stdout is not None or task.stderr is not None
+        if self._setup.max_tasks == 1 or not changes:
+            return self._call(task)
+        saved, out, err = dict(os.environ), os.dup(1), os.dup(2)
+        try:
+            return self._call(task)
+        finally:
+            flush_streams()
+            os.environ.clear()
+            os.environ.update(saved)
+            for fd, stream in ((out, 1), (err, 2)):
+                os.dup2(fd, stream)
+                os.close(fd)
+
+    def _call(self, task: channel.Task) -> tuple[bool, bytes]:
+        try:
+            enter(task.cwd or self._setup.cwd, task.env, create=task.cwd is not None)
+            redirect(task.stdout, task.stderr)
+            function = self._function(task)
+            arguments = load(task.args, task.buffers)
+            if task.chunk:
+                value: Any = [function(*args) for args in arguments]
+            else:
+                value = function(*arguments[0], **arguments[1])
+        except BaseException as error:
+            return False, dump_error(error, self._setup.stores)
+        return dump_value(value, self._setup.stores)
+
+    def _function(self, task: channel.Task) -> Callable[..., Any]:
+        function = self._functions.get(task.function_id)
+        if function is None:
+            function = load(task.function, [])
+            if len(self._functions) >= _FUNCTIONS_KEPT:
+                self._functions.clear()
+            self._functions[task.function_id] = function
+        return function
+
+    def _take_waiting(self) -> bytes:
+        try:
+            return self._tasks.recv(channel.MESSAGE_LIMIT, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return b""
+
+    def _output_waits(self) -> bool:
+        """Whether output of this task is still in its pipes: then the next task must not add to it."""
+        return unread(1) or unread(2)
+
+    def _usage(self) -> tuple[float, float, int]:
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        before, self._used = self._used, (used.ru_utime, used.ru_stime)
+        return used.ru_utime - before[0], used.ru_stime - before[1], used.ru_maxrss * 1024
+
+    def _send(self, message: bytes) -> None:
+        """Send a report, unless the descriptor is no longer ours (user code may close anything and open files)."""
+        try:
+            if os.fstat(self._reports.fileno()).st_ino == self._reports_inode:
+                self._reports.send(message)
+                return
+        except OSError:
+            pass  # closed, or the agent is gone: leaving says it, by the status
+        os._exit(NO_AGENT)
+
+
+def unread(fd: int) -> bool:
+    """Whether bytes that were written to the pipe ``fd`` wait to be read at its other end."""
+    try:
+        waiting: int = struct.unpack("i", fcntl.ioctl(fd, termios.FIONREAD, b"\0\0\0\0"))[0]
+    except OSError:
+        return False  # the user's code closed it, or made it something else
+    return waiting > 0
+
+
+def enter(cwd: str, env: dict[str, str | None], *, create: bool) -> None:
+    """Go to the task's directory and set its variables; None as a value unsets one."""
+    if create:
+        os.makedirs(cwd, exist_ok=True)
+    os.chdir(cwd)
+    for name, value in env.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+def redirect(stdout: str | None, stderr: str | None) -> None:
+    """Write the streams to files ("" discards them); both to one file if it is the same."""
+    for stream, path, other in ((1, stdout, None), (2, stderr, stdout)):
+        if path is None:
+            continue
+        if path and path == other:
+            os.dup2(1, 2)
+            continue
+        fd = open_output(path or os.devnull)
+        os.dup2(fd, stream)
+        os.close(fd)
+
+
+def open_output(path: str) -> int:
+    """Open a file for output, its folder created if missing."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o666)
+
+
+def load(payload: Any, buffers: list[tuple[str, int]]) -> Any:
+    """Unpickle a payload: bytes, or the ``(path, size)`` of a stored one; ``buffers`` are mapped, not copied."""
+    mapped = [store.map_file(path, size) for path, size in buffers]
+    if isinstance(payload, bytes):
+        return pickle.loads(payload, buffers=mapped)
+    with open(payload[0], "rb") as file:
+        return pickle.load(file, buffers=mapped)
+
+
+def dump_value(value: Any, stores: list[str]) -> tuple[bool, bytes]:
+    """The body for a result; if it cannot be pickled, the body for the error that says so."""
+    if type(value) in _SMALL:
+        return True, b"\0" + pickle.dumps(value, 5)
+    try:
+        return True, _dump(value, stores)
+    except BaseException as error:
+        text = f"{type(value).__module__}.{type(value).__qualname__}"
+        return False, _dump(("unpicklable", text, f"{type(error).__name__}: {error}", format_error(error)), stores)
+
+
+def _dump(value: Any, stores: list[str]) -> bytes:
+    import cloudpickle
+
+    spill = store.Spill(stores)
+    buffers: list[Any] = []
+    kept: list[tuple[str, int]] = []
+    try:
+        cloudpickle.Pickler(spill, protocol=5, buffer_callback=store.keep_small_in_band(buffers)).dump(value)
+        kept.extend(store.store(buffer, stores) for buffer in buffers)
+    except BaseException:
+        spill.discard()
+        for path, _ in kept:
+            store.remove(path)
+        raise
+    spill.close()
+    return _frame(spill, kept)
+
+
+def _frame(spill: store.Spill, kept: list[tuple[str, int]]) -> bytes:
+    if spill.path is not None:
+        names = json.dumps([(spill.path, spill.size), *kept]).encode()
+        return b"\2" + struct.pack("<I", len(names)) + names
+    if kept:
+        names = json.dumps(kept).encode()
+        return b"\1" + struct.pack("<I", len(names)) + names + spill.inline()
+    return b"\0" + spill.inline()
+
+
+def dump_error(error: BaseException, stores: list[str]) -> bytes:
+    """The body for an exception. It never raises."""
+    description = describe_error(error)
+    try:
+        return _dump(description, stores)
+    except BaseException as trouble:
+        return b"\0" + pickle.dumps(("remote", type(error).__name__, f"(not sent: {trouble!r})", ""), 5)
+
+
+def describe_error(error: BaseException) -> tuple[Any, ...]:
+    """What is sent for an exception: itself if it survives pickling, else its type and text; always the traceback.
+
+    ``("error", pickled exception, traceback)`` or ``("remote", type, text, traceback)``.
+    """
+    text = format_error(error)
+    add_hint(error)
+    try:
+        import cloudpickle
+
+        pickled = cloudpickle.dumps(error, protocol=5)
+        if isinstance(pickle.loads(pickled), BaseException):
+            return "error", pickled, text
+    except BaseException:  # noqa: S110  whatever the exception's own code does here, its text is sent instead
+        pass
+    return "remote", type(error).__qualname__, safe_str(error), text
+
+
+def format_error(error: BaseException) -> str:
+    """The traceback as text, without the frame of this file at its top; never raises."""
+    try:
+        frames = error.__traceback__.tb_next if error.__traceback__ else None
+        return "".join(traceback.format_exception(type(error), error, frames))
+    except BaseException as trouble:
+        return f"(the traceback of {type(error).__name__} cannot be formatted: {type(trouble).__name__})"
+
+
+def safe_str(error: BaseException) -> str:
+    """``str(error)``, or a placeholder if that raises."""
+    try:
+        return str(error)
+    except BaseException as trouble:
+        return f"(its text cannot be had: {type(trouble).__name__})"
+
+
+def add_hint(error: BaseException) -> None:
+    """Tell where a module was looked for."""
+    if isinstance(error, ModuleNotFoundError):
+        error.add_note(
+            f"{error.name!r} was looked for on host {os.uname().nodename} in {sys.path!r}. Install it there, or pass "
+            "the code by value: cloudpickle.register_pickle_by_value(module)."
+        )
+
+
+def flush_streams() -> None:
+    """Flush what the task printed; a stream that it broke or closed is its own affair."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except Exception:  # noqa: S110  user code may put anything there
+            pass
+
+
+def leave(status: int) -> NoReturn:
+    """End as an interpreter ends: threads, exit functions, streams; then nothing that was started here remains."""
+    try:
+        threading._shutdown()  # type: ignore[attr-defined]  # waits for threads that are not daemons
+        atexit._run_exitfuncs()
+    except BaseException:
+        traceback.print_exc()
+    flush_streams()
+    processes.kill_tree(os.getpid(), signal.SIGKILL)
+    os._exit(status)
+
+
+def prepare(setup: Setup) -> None:
+    """Give this interpreter the submitter's ``sys.path`` and directory, cloudpickle, and the modules to preload."""
+    sys.path[:] = setup.path
+    os.chdir(setup.cwd)
+    load_cloudpickle(setup.cloudpickle)
+    for name in setup.preload:
+        __import__(name)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # shown as it is printed, not at the end
+
+
+def load_cloudpickle(folder: str) -> None:
+    """Import cloudpickle, from the agent's ``folder`` if this environment has none."""
+    try:
+        import cloudpickle  # noqa: F401
+    except ImportError:
+        sys.path.append(folder)
+        try:
+            import cloudpickle  # noqa: F401
+        finally:
+            sys.path.remove(folder)
+
+
+def read_setup(fd: int) -> Setup:
+    """The setup that the agent wrote to ``fd``, with its length before it."""
+    import marshal
+
+    length = struct.unpack("<I", _read_exactly(fd, 4))[0]
+    return Setup(*marshal.loads(_read_exactly(fd, length)))
+
+
+def pack_setup(setup: Setup) -> bytes:
+    """The bytes that :func:`read_setup` reads."""
+    import marshal
+
+    body = marshal.dumps(tuple(setup), 4)
+    return struct.pack("<I", len(body)) + body
+
+
+def _read_exactly(fd: int, size: int) -> bytes:
+    parts = []
+    while size:
+        part = os.read(fd, size)
+        if not part:
+            raise EOFError("the agent closed the control socket")
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
+
+
+def main() -> None:
+    """An interpreter that was started for tasks itself (start method "spawn")."""
+    import faulthandler
+
+    processes.set_parent_death_signal(signal.SIGKILL)
+    processes.become_subreaper()
+    faulthandler.enable()
+    setup = read_setup(CONTROL_FD)
+    reports = socket.socket(fileno=REPORTS_FD)
+    close_on_exec(TASKS_FD, REPORTS_FD, CONTROL_FD, GO_FD)
+    try:
+        prepare(setup)
+    except BaseException as error:
+        text = f"the interpreter could not be prepared: {type(error).__name__}: {error}"
+        reports.send(channel.pack_broken(channel.Broken(os.getpid(), text, dump_error(error, setup.stores))))
+        os._exit(1)
+    Interpreter(setup, socket.socket(fileno=TASKS_FD), reports, GO_FD).serve()
+
+
+def close_on_exec(*fds: int) -> None:
+    """Keep these descriptors from programs that the user's code starts."""
+    for fd in fds:
+        os.set_inheritable(fd, False)

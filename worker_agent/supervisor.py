@@ -1,0 +1,92 @@
+"""The parent of an agent: nothing of the agent's survives it, and no file either.
+
+    client -> supervisor -> agent -> template -> interpreters
+                                  -> programs
+
+It is a sub-reaper and does nothing else: when the agent ends, however it ends, it kills all that is left below and
+removes the session's directories. If it is itself killed, its agent gets SIGTERM by the parent-death signal, and ends
+everything. The client learns the agent's end from the supervisor's: when that is gone, so are the tasks.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from worker_agent import processes
+
+#: Seconds that an agent may take to end by itself once the client is gone.
+_PATIENCE_MS = 2000
+
+
+def supervise(client_pid: int, client_start: int, directories: list[str], agent: Callable[[], int]) -> NoReturn:
+    """Fork, run ``agent`` in the child, and stay until it has ended and nothing of it is left.
+
+    ``directories`` are removed when the client (process ``client_pid``, started at ``client_start``) is gone too.
+    """
+    processes.become_subreaper()
+    pid = os.fork()
+    if pid == 0:
+        _become_agent(agent)
+    signal.signal(signal.SIGTERM, lambda *_: processes.kill_tree(os.getpid(), signal.SIGKILL))
+    pidfd = os.pidfd_open(pid)
+    _wait(pidfd, client_pid)
+    processes.kill_tree(os.getpid(), signal.SIGKILL)
+    status = _reap_all(pid)
+    if processes.start_time(client_pid) != client_start:
+        for directory in directories:
+            shutil.rmtree(directory, ignore_errors=True)
+    os._exit(_exit_code(status))
+
+
+def _become_agent(agent: Callable[[], int]) -> NoReturn:
+    parent = os.getppid()
+    processes.set_parent_death_signal(signal.SIGTERM)
+    processes.become_subreaper()
+    if os.getppid() != parent:
+        os._exit(1)
+    code = 1
+    try:
+        code = agent()
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _wait(agent: int, client_pid: int) -> None:
+    """Until the agent has ended; if the client ends first, the agent gets a little time to follow."""
+    poll = select.poll()
+    poll.register(agent, select.POLLIN)
+    try:
+        poll.register(os.pidfd_open(client_pid), select.POLLIN)
+    except ProcessLookupError:
+        return
+    while agent not in dict(poll.poll()):
+        poll = select.poll()
+        poll.register(agent, select.POLLIN)
+        poll.poll(_PATIENCE_MS)
+        return
+
+
+def _reap_all(agent: int) -> int:
+    status = 0
+    while True:
+        try:
+            pid, ended = os.wait()
+        except ChildProcessError:
+            return status
+        if pid == agent:
+            status = ended
+        processes.kill_tree(os.getpid(), signal.SIGKILL)
+
+
+def _exit_code(status: int) -> int:
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else 128 - code
