@@ -49,14 +49,14 @@ class Usage:
 class Control(Protocol):
     """What a future may ask of the hub."""
 
-    def withdraw(self, task_id: int) -> None:
+    def withdraw(self, task_id: int) -> object:
         """The task was cancelled before it was sent."""
 
     def recall(self, task_id: int) -> bool:
         """Ask the agent for a sent task; whether it will never run. Waits for the answer."""
 
-    def kill(self, task_id: int, signal: int, grace: float | None) -> None:
-        """End the task."""
+    def kill(self, task_id: int, number: int, grace: float | None, /) -> object:
+        """End the task by the signal ``number``."""
 
 
 class TaskFuture(Future[Any]):

@@ -112,10 +112,9 @@ class Hub:
         except OSError:
             pass  # the hub has ended and closed it
 
-    def withdraw(self, task_id: int) -> bool:
+    def withdraw(self, task_id: int) -> None:
         """A task was cancelled before it was sent."""
         self._post(lambda: self._perform(self._core.cancel(task_id)))
-        return True
 
     def recall(self, task_id: int) -> bool:
         """Fetch a task back that was sent; whether it will never run. Waits for the agent's answer."""
@@ -128,11 +127,10 @@ class Hub:
                 continue  # the agent is slow, or this hub has ended without an answer
         return False
 
-    def kill(self, task_id: int, number: int, grace: float | None) -> bool:
+    def kill(self, task_id: int, number: int, grace: float | None) -> None:
         """End a task."""
         patience = self._kill_grace if grace is None else grace
         self._post(lambda: self._perform(self._core.kill(task_id, number, patience)))
-        return True
 
     def close(self) -> None:
         """End when all tasks have ended."""
@@ -184,7 +182,7 @@ class Hub:
         self._socket.setsockopt(zmq.SNDHWM, 0)
         self._socket.setsockopt(zmq.RCVHWM, 0)
         self._socket.bind(f"ipc://{self.directories.endpoint_path}")
-        self._epoll.register(self._socket.getsockopt(zmq.FD), select.EPOLLIN)
+        self._epoll.register(int(self._socket.getsockopt(zmq.FD)), select.EPOLLIN)
         self._epoll.register(self._wake_fd, select.EPOLLIN)
         self._launch()
 
@@ -213,7 +211,7 @@ class Hub:
                 self._ended_agents.append(self._by_pidfd[fd])
 
     def _has_mail(self) -> bool:
-        return bool(self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN)  # type: ignore[operator]
+        return bool(int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
 
     def _take_inbox(self) -> None:
         tasks: list[Task] = []

@@ -82,7 +82,7 @@ class Agent:
         self._hub.setsockopt(zmq.SNDHWM, 0)
         self._hub.setsockopt(zmq.RCVHWM, 0)
         self._hub.connect(self._connection.endpoint)
-        self.loop.watch(self._hub.getsockopt(zmq.FD), lambda: None)
+        self.loop.watch(int(self._hub.getsockopt(zmq.FD)), lambda: None)
         self.report(
             protocol.Hello(
                 launch=self._connection.launch, host=socket.gethostname(), pid=os.getpid(),
@@ -129,7 +129,7 @@ class Agent:
         self._outbox.append(report)
 
     def _has_mail(self) -> bool:
-        return bool(self._hub.getsockopt(zmq.EVENTS) & zmq.POLLIN)  # type: ignore[operator]
+        return bool(int(self._hub.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
 
     def _receive(self) -> None:
         while self._has_mail():

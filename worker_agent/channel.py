@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import marshal
 import struct
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 #: More than any message: an inline payload, an inline function, names of stored buffers.
@@ -116,9 +117,9 @@ def pack_task(task: Task) -> bytes:
     return marshal.dumps(tuple(task), _MARSHAL_VERSION)
 
 
-def unpack_task(message: bytes) -> Task:
-    """The task in a message."""
-    return Task(*marshal.loads(message))
+def unpack_task(message: bytes) -> tuple[Any, ...]:
+    """The fields of a :class:`Task` in a message."""
+    return marshal.loads(message)  # type: ignore[no-any-return]  # noqa: S302  written by pack_task
 
 
 def pack_forked(pid: int) -> bytes:
@@ -126,14 +127,19 @@ def pack_forked(pid: int) -> bytes:
     return _FORKED.pack(FORKED, pid)
 
 
+def unpack_task_id(message: bytes) -> int:
+    """Which task a message is about."""
+    return int(unpack_task(message)[0])
+
+
 def pack_started(task: int, attempt: int, pid: int, at: float) -> bytes:
     """The message for :class:`Started`."""
     return _STARTED.pack(STARTED, task, attempt, pid, at)
 
 
-def pack_ended(ended: Ended) -> bytes:
-    """The message for :class:`Ended`."""
-    return _ENDED.pack(ENDED, *ended[:13]) + ended.body
+def pack_ended(*ended: float, body: bytes) -> bytes:
+    """The message for :class:`Ended`: its fields in their order. No object is made; a fork pays for each page."""
+    return _ENDED.pack(ENDED, *ended) + body
 
 
 def pack_exited(exited: Exited) -> bytes:
@@ -151,13 +157,14 @@ def pack_broken(broken: Broken) -> bytes:
 def unpack_report(message: memoryview) -> Report:
     """The report in a message. Raises GarbledReport and nothing else."""
     try:
-        return _READERS[message[0]](message)
+        read = _READERS[message[0]]
+        return read(message)
     except (struct.error, KeyError, IndexError) as error:
         raise GarbledReport(f"{len(message)} bytes that are no report of an interpreter") from error
 
 
 def _read_ended(message: memoryview) -> Ended:
-    return Ended(*_ENDED.unpack_from(message)[1:], body=bytes(message[_ENDED.size :]))
+    return Ended._make((*_ENDED.unpack_from(message)[1:], bytes(message[_ENDED.size :])))
 
 
 def _read_broken(message: memoryview) -> Broken:
@@ -166,7 +173,7 @@ def _read_broken(message: memoryview) -> Broken:
     return Broken(pid, rest[:length].decode(errors="replace"), rest[length:])
 
 
-_READERS: dict[int, Any] = {
+_READERS: dict[int, Callable[[memoryview], Report]] = {
     FORKED: lambda message: Forked(*_FORKED.unpack(message)[1:]),
     STARTED: lambda message: Started(*_STARTED.unpack(message)[1:]),
     ENDED: _read_ended,

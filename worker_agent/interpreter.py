@@ -4,6 +4,7 @@ It makes this package importable from where it lies, so that an interpreter's ow
 gets nothing else of the agent's, and it leaves ``__main__`` empty for the user's code.
 """
 
+import os
 import sys
 
 
@@ -20,19 +21,38 @@ def load_package(directory: str) -> None:
     spec.loader.exec_module(package)
 
 
+def hold_fork_hooks():  # type: ignore[no-untyped-def]  # typing costs a fresh interpreter a millisecond
+    """Keep back what the standard library wants done after a fork; gives a function that ends this and tells it.
+
+    ``threading`` and ``logging`` repair locks and threads. A template has no other threads and holds no locks: there is
+    nothing to repair, and to look is three quarters of a fork's page faults. Its children register the hooks.
+    """
+    hooks: list[dict[str, object]] = []
+    register = os.register_at_fork
+    os.register_at_fork = lambda **hook: hooks.append(hook)
+
+    def release() -> list[dict[str, object]]:
+        os.register_at_fork = register
+        return hooks
+
+    return release
+
+
 def main(role: str, directory: str) -> None:
     """Become a template, an interpreter that runs tasks at once, or an agent."""
-    load_package(directory)
     if role == "agent":
+        load_package(directory)
         from worker_agent import __main__ as agent
 
         agent.main([])
+    release = hold_fork_hooks() if role == "template" else None
+    load_package(directory)
     sys.modules["__main__"] = type(sys)("__main__")
     sys.argv[:] = [""]
-    if role == "template":
+    if release is not None:
         from worker_agent import template
 
-        template.main()
+        template.main(release)
     else:
         from worker_agent import runner
 

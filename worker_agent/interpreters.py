@@ -139,7 +139,7 @@ class Interpreters:
     def _start_template(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._control = ours
-        fds = {0: os.devnull, runner.TASKS_FD: self._tasks_end.fileno(), runner.REPORTS_FD: self._reports_end.fileno(),
+        fds: dict[int, int | str] = {0: os.devnull, runner.TASKS_FD: self._tasks_end.fileno(), runner.REPORTS_FD: self._reports_end.fileno(),
                runner.CONTROL_FD: theirs.fileno()}  # fmt: skip
         with theirs:
             self._template = self._execute("template", fds)
@@ -211,7 +211,7 @@ class Interpreters:
         """Take a task out of the socket again; False if an interpreter has it."""
         found = False
         for message in self._waiting():
-            if message != channel.RETIRE and channel.unpack_task(message).task == wanted.task:
+            if message != channel.RETIRE and channel.unpack_task_id(message) == wanted.task:
                 found = True
                 del self._offered[wanted.task]
             else:
@@ -350,7 +350,7 @@ class Interpreters:
         waiting = self._waiting()
         for message in waiting:
             self._tasks.send(message)
-        there = {channel.unpack_task(message).task for message in waiting if message != channel.RETIRE}
+        there = {channel.unpack_task_id(message) for message in waiting if message != channel.RETIRE}
         missing = [attempt for task, attempt in self._offered.items() if task not in there]
         self._loop.call_in(VANISHED_GRACE, lambda: self._give_up(missing))
 

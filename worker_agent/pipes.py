@@ -21,10 +21,15 @@ class Pipe:
         self._loop = loop
         self._fd = fd
         self._receive = receive
+        # An event may be stale: its descriptor was closed, and opened again as ours, within one round of the loop.
+        os.set_blocking(fd, False)
         loop.watch(fd, self._on_ready)
 
     def _on_ready(self) -> None:
-        data = os.read(self._fd, _BLOCK)
+        try:
+            data = os.read(self._fd, _BLOCK)
+        except BlockingIOError:
+            return
         if data:
             self._receive(data)
         else:

@@ -13,6 +13,7 @@ with the value as the pickle if the call returned, and else one of the tuples of
 from __future__ import annotations
 
 import atexit
+import contextlib
 import fcntl
 import json
 import os
@@ -26,7 +27,7 @@ import termios
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, NoReturn
 
 from worker_agent import channel, processes, store
@@ -37,6 +38,7 @@ NO_AGENT = 70
 TASKS_FD, REPORTS_FD, CONTROL_FD, GO_FD = 3, 4, 5, 6
 _SMALL = frozenset({int, float, bool, complex, type(None)})
 _FUNCTIONS_KEPT = 64
+NO_BUFFERS: list[tuple[str, int]] = []
 
 
 class Setup(NamedTuple):
@@ -93,7 +95,7 @@ class Interpreter:
         while message and message != channel.RETIRE:
             task = channel.unpack_task(message)
             if not announced:
-                self._send(channel.pack_started(task.task, task.attempt, self._pid, time.time()))
+                self._reports.send(channel.pack_started(task[0], task[1], self._pid, time.time()))
             left -= 1
             following = self._run(task, leaving=left == 0)
             if left == 0:
@@ -101,23 +103,19 @@ class Interpreter:
             announced = bool(following)
             message = following or self._tasks.recv(channel.MESSAGE_LIMIT)
 
-    def _run(self, task: channel.Task, leaving: bool) -> bytes:
+    def _run(self, task: tuple[Any, ...], leaving: bool) -> bytes:
         """Run one task and report it; gives the message of the next one if it was taken already."""
         started = time.time()
-        ok, body = self._execute(task)
+        ok, body = self._execute(*task[2:])
         if os.getpid() != self._pid:
             os._exit(0)  # a fork made by the user's code came out of the call too: the outcome is not its to report
         flush_streams()
         held = not leaving and self._output_waits()
         following = b"" if leaving or held else self._take_waiting()
-        after = channel.unpack_task(following) if following and following != channel.RETIRE else None
-        user, system, max_rss = self._usage()
+        after = channel.unpack_task(following)[:2] if following and following != channel.RETIRE else (0, 0)
         self._send(
             channel.pack_ended(
-                channel.Ended(
-                    task.task, task.attempt, self._pid, ok, started, time.time(), user, system, max_rss,
-                    after.task if after else 0, after.attempt if after else 0, leaving, held, body,
-                )  # fmt: skip
+                *task[:2], self._pid, ok, started, time.time(), *self._usage(), *after, leaving, held, body=body
             )
         )
         if held:
@@ -129,13 +127,25 @@ class Interpreter:
         assert self._go is not None
         return self._go
 
-    def _execute(self, task: channel.Task) -> tuple[bool, bytes]:
-        changes = bool(task.env) or task.stdout is not None or task.stderr is not None
-        if self._setup.max_tasks == 1 or not changes:
-            return self._call(task)
+    def _execute(
+        self, function_id: int, function: Any, args: Any, buffers: list[tuple[str, int]], chunk: bool,
+        cwd: str | None, env: dict[str, str | None], stdout: str | None, stderr: str | None,
+    ) -> tuple[bool, bytes]:  # fmt: skip
+        if not (cwd or env or stdout is not None or stderr is not None):
+            return self._call(function_id, function, args, buffers, chunk)
+        with self._surroundings(cwd, env, stdout, stderr):
+            return self._call(function_id, function, args, buffers, chunk)
+
+    @contextlib.contextmanager
+    def _surroundings(
+        self, cwd: str | None, env: dict[str, str | None], stdout: str | None, stderr: str | None
+    ) -> Iterator[None]:
+        """Where and how the task wants to run; afterwards as before, for the next task of this interpreter."""
         saved, out, err = dict(os.environ), os.dup(1), os.dup(2)
         try:
-            return self._call(task)
+            enter(cwd, env)
+            redirect(stdout, stderr)
+            yield
         finally:
             flush_streams()
             os.environ.clear()
@@ -143,14 +153,15 @@ class Interpreter:
             for fd, stream in ((out, 1), (err, 2)):
                 os.dup2(fd, stream)
                 os.close(fd)
+            os.chdir(self._setup.cwd)
 
-    def _call(self, task: channel.Task) -> tuple[bool, bytes]:
+    def _call(
+        self, function_id: int, packed: Any, args: Any, buffers: list[tuple[str, int]], chunk: bool
+    ) -> tuple[bool, bytes]:
         try:
-            enter(task.cwd or self._setup.cwd, task.env, create=task.cwd is not None)
-            redirect(task.stdout, task.stderr)
-            function = self._function(task)
-            arguments = load(task.args, task.buffers)
-            if task.chunk:
+            function = self._function(function_id, packed)
+            arguments = load(args, buffers)
+            if chunk:
                 value: Any = [function(*args) for args in arguments]
             else:
                 value = function(*arguments[0], **arguments[1])
@@ -158,13 +169,13 @@ class Interpreter:
             return False, dump_error(error, self._setup.stores)
         return dump_value(value, self._setup.stores)
 
-    def _function(self, task: channel.Task) -> Callable[..., Any]:
-        function = self._functions.get(task.function_id)
+    def _function(self, function_id: int, packed: Any) -> Callable[..., Any]:
+        function = self._functions.get(function_id)
         if function is None:
-            function = load(task.function, [])
+            function = load(packed, NO_BUFFERS)
             if len(self._functions) >= _FUNCTIONS_KEPT:
                 self._functions.clear()
-            self._functions[task.function_id] = function
+            self._functions[function_id] = function
         return function
 
     def _take_waiting(self) -> bytes:
@@ -202,11 +213,11 @@ def unread(fd: int) -> bool:
     return waiting > 0
 
 
-def enter(cwd: str, env: dict[str, str | None], *, create: bool) -> None:
-    """Go to the task's directory and set its variables; None as a value unsets one."""
-    if create:
+def enter(cwd: str | None, env: dict[str, str | None]) -> None:
+    """Go to the task's directory, made if missing, and set its variables; None as a value unsets one."""
+    if cwd is not None:
         os.makedirs(cwd, exist_ok=True)
-    os.chdir(cwd)
+        os.chdir(cwd)
     for name, value in env.items():
         if value is None:
             os.environ.pop(name, None)
@@ -235,6 +246,8 @@ def open_output(path: str) -> int:
 
 def load(payload: Any, buffers: list[tuple[str, int]]) -> Any:
     """Unpickle a payload: bytes, or the ``(path, size)`` of a stored one; ``buffers`` are mapped, not copied."""
+    if not buffers and isinstance(payload, bytes):
+        return pickle.loads(payload)
     mapped = [store.map_file(path, size) for path, size in buffers]
     if isinstance(payload, bytes):
         return pickle.loads(payload, buffers=mapped)
@@ -344,25 +357,50 @@ def flush_streams() -> None:
 
 
 def leave(status: int) -> NoReturn:
-    """End as an interpreter ends: threads, exit functions, streams; then nothing that was started here remains."""
+    """End as an interpreter ends: threads, exit functions, streams; then nothing that was started here remains.
+
+    In a fork every step that can be seen to be needless is left out: each page that it touches must be copied first.
+    """
+    threads = threading.active_count() > 1
+    if threads or atexit._ncallbacks() != _exit_functions_of_template:
+        run_exit_functions()
+    if threads or processes.has_children():
+        processes.kill_tree(os.getpid(), signal.SIGKILL)
+    os._exit(status)
+
+
+#: Exit functions that were registered before any of the user's code ran: of no use to a fork that is thrown away.
+_exit_functions_of_template = -1
+
+
+def note_exit_functions() -> None:
+    """What is registered now was not by the user's code."""
+    global _exit_functions_of_template
+    _exit_functions_of_template = atexit._ncallbacks()
+
+
+def run_exit_functions() -> None:
+    """Wait for threads that are not daemons, run what ``atexit`` has, flush."""
     try:
-        threading._shutdown()  # type: ignore[attr-defined]  # waits for threads that are not daemons
+        threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
     except BaseException:
         traceback.print_exc()
     flush_streams()
-    processes.kill_tree(os.getpid(), signal.SIGKILL)
-    os._exit(status)
 
 
 def prepare(setup: Setup) -> None:
-    """Give this interpreter the submitter's ``sys.path`` and directory, cloudpickle, and the modules to preload."""
+    """Give this interpreter the submitter's ``sys.path`` and directory, and cloudpickle."""
     sys.path[:] = setup.path
     os.chdir(setup.cwd)
     load_cloudpickle(setup.cloudpickle)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # shown as it is printed, not at the end
+
+
+def preload(setup: Setup) -> None:
+    """Import the modules that the user wants in every interpreter."""
     for name in setup.preload:
         __import__(name)
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # shown as it is printed, not at the end
 
 
 def load_cloudpickle(folder: str) -> None:
@@ -416,6 +454,7 @@ def main() -> None:
     close_on_exec(TASKS_FD, REPORTS_FD, CONTROL_FD, GO_FD)
     try:
         prepare(setup)
+        preload(setup)
     except BaseException as error:
         text = f"the interpreter could not be prepared: {type(error).__name__}: {error}"
         reports.send(channel.pack_broken(channel.Broken(os.getpid(), text, dump_error(error, setup.stores))))

@@ -9,6 +9,7 @@ millisecond. It does three things: fork when the agent says so, reap, and tell t
 
 from __future__ import annotations
 
+import _signal
 import faulthandler
 import gc
 import os
@@ -16,7 +17,9 @@ import select
 import signal
 import socket
 import sys
-from typing import NoReturn
+import threading
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 from worker_agent import channel, processes, runner
 
@@ -24,13 +27,16 @@ from worker_agent import channel, processes, runner
 class Template:
     """Forks interpreters and reaps them."""
 
-    def __init__(self, setup: runner.Setup, tasks: socket.socket, reports: socket.socket, control: socket.socket):
+    def __init__(
+        self, setup: runner.Setup, tasks: socket.socket, reports: socket.socket, control: socket.socket,
+        hooks: list[dict[str, Any]],
+    ) -> None:  # fmt: skip
         self._setup = setup
+        self._hooks = hooks
         self._tasks = tasks
         self._reports = reports
         self._control = control
         self._wakeup, self._wakeup_in = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._pid = os.getpid()
 
     def serve(self) -> None:
         """Until the agent closes the control socket."""
@@ -67,17 +73,13 @@ class Template:
 
     def _become_interpreter(self, out: int, err: int, go: int | None) -> NoReturn:
         os.setsid()
-        processes.set_parent_death_signal(signal.SIGKILL)
-        if os.getppid() != self._pid:
-            os._exit(runner.NO_AGENT)
-        processes.become_subreaper()
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        processes.become_subreaper()  # no parent-death signal: the agent sees the template's end, and kills us
+        _signal.set_wakeup_fd(-1)
+        _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)  # the module ``signal`` would make enums of these
+        for hook in self._hooks:
+            os.register_at_fork(**hook)
         os.dup2(out, 1)
         os.dup2(err, 2)
-        self._control.close()
-        os.close(self._wakeup)
-        os.close(self._wakeup_in)
         gc.enable()
         reseed()
         runner.Interpreter(self._setup, self._tasks, self._reports, go).serve()
@@ -107,8 +109,8 @@ def reseed() -> None:
         module.seed()
 
 
-def main() -> None:
-    """Set up, say so by the first fork, serve."""
+def main(release_fork_hooks: Callable[[], list[dict[str, Any]]]) -> None:
+    """Set up and serve. The hooks are for the children: see ``interpreter.hold_fork_hooks``."""
     processes.set_parent_death_signal(signal.SIGKILL)
     runner.close_on_exec(runner.TASKS_FD, runner.REPORTS_FD, runner.CONTROL_FD)
     reports = socket.socket(fileno=runner.REPORTS_FD)
@@ -117,12 +119,19 @@ def main() -> None:
     faulthandler.enable()
     try:
         runner.prepare(setup)
+        hooks = release_fork_hooks()
+        runner.preload(setup)
     except BaseException as error:
         text = f"the template interpreter could not be prepared: {type(error).__name__}: {error}"
         body = runner.dump_error(error, setup.stores)
         reports.send(channel.pack_broken(channel.Broken(os.getpid(), text, body)))
         os._exit(1)
+    if threading.active_count() > 1:  # a module of ``preload`` has started threads: there is something to repair
+        for hook in hooks:
+            os.register_at_fork(**hook)
+        hooks = []
+    runner.note_exit_functions()
     gc.collect()
     gc.freeze()
     gc.disable()
-    Template(setup, socket.socket(fileno=runner.TASKS_FD), reports, control).serve()
+    Template(setup, socket.socket(fileno=runner.TASKS_FD), reports, control, hooks).serve()
