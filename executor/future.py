@@ -15,8 +15,6 @@ from concurrent.futures._base import (
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import msgspec
-
 from worker_agent.output import join_head_tail
 from worker_agent.protocol import Finished, Started, Tail
 
@@ -240,8 +238,8 @@ class TaskFuture(Future[Any]):
 
     def forget_body(self) -> None:
         """Drop the pickled outcome, of which the result has been made."""
-        if isinstance(self._story, Finished) and self._story.body:
-            self._story = msgspec.structs.replace(self._story, body=b"")
+        if isinstance(self._story, Finished):
+            self._story.body = b""
 
     def settle(self, result: Any, error: BaseException | None) -> bool:
         """Set the result, or the exception if there is one; False if the future was cancelled meanwhile."""

@@ -2,7 +2,7 @@
 
     agent --tasks-->   one message is one task; whichever interpreter is idle takes it, so that the kernel is the queue
     agent <-reports--  one message is one report; the queue keeps the order in which they were sent
-    agent --control->  to the template alone: how many interpreters to fork
+    agent <-control->  the template alone: how many interpreters to fork; which it forked, and which have ended
 
 Tasks are tuples in ``marshal`` form: fast, in the standard library, and both ends are ours. Reports are a fixed binary
 header and opaque bytes: what comes from a process that runs user code is never unpickled or unmarshalled here.
@@ -66,9 +66,9 @@ class Started(NamedTuple):
 class Ended(NamedTuple):
     """A call ended with a value or an error, which ``body`` holds.
 
-    If the interpreter has taken its next task already, ``next_task`` and ``next_attempt`` name it. With ``held`` there
-    is output in its pipes and it waits for :data:`GO_ON` before it goes on, so that the output is this task's.
-    ``leaving`` says that this was the interpreter's last task.
+    If the interpreter has taken its next task already, ``next_task`` and ``next_attempt`` name it. ``leaving`` says that
+    this was its last task. With ``printed`` there is output in its pipes; unless it leaves, it waits for its eventfd
+    before it goes on, so that the output is this task's.
     """
 
     task: int
@@ -83,7 +83,7 @@ class Ended(NamedTuple):
     next_task: int
     next_attempt: int
     leaving: bool
-    held: bool
+    printed: bool
     body: bytes
 
 

@@ -9,7 +9,6 @@ task without asking us. They are forked from a template, or (start method "spawn
 
 from __future__ import annotations
 
-import array
 import fcntl
 import os
 import signal
@@ -34,7 +33,6 @@ FAILURES_ALLOWED = 3
 LOOK_AHEAD = 0.002
 LOOK_AHEAD_TASKS = 128
 
-_ANCILLARY = socket.CMSG_SPACE(3 * array.array("i").itemsize)
 _SCRIPT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "interpreter.py")
 #: Blocks of output kept from before an interpreter's first task.
 _EARLY_BLOCKS = 16
@@ -115,6 +113,8 @@ class Interpreters:
         self._children: dict[int, Child] = {}
         self._offered: dict[int, Attempt] = {}
         self._requested = 0
+        #: interpreters that run a task, or have run their last one and are leaving
+        self._busy = 0
         self._template: int | None = None
         self._control: socket.socket | None = None
         self._failures = 0
@@ -122,6 +122,7 @@ class Interpreters:
         self._closed = False
         self.width = 0
         self._buffer = bytearray(channel.MESSAGE_LIMIT)
+        self._view = memoryview(self._buffer)
         self._open_sockets()
         if environment.start == "fork":
             self._start_template()
@@ -132,22 +133,27 @@ class Interpreters:
         self._tasks, self._tasks_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._reports, self._reports_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._tasks.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, channel.MESSAGE_LIMIT)
-        self._tasks.setblocking(False)
-        self._reports.setblocking(False)
+        for end in (self._tasks, self._reports):
+            end.setblocking(False)
         self._loop.watch(self._reports.fileno(), self._on_reports)
 
     def _start_template(self) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._control = ours
-        fds: dict[int, int | str] = {0: os.devnull, runner.TASKS_FD: self._tasks_end.fileno(), runner.REPORTS_FD: self._reports_end.fileno(),
-               runner.CONTROL_FD: theirs.fileno()}  # fmt: skip
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._control.setblocking(False)
+        fds: dict[int, int | str] = {0: os.devnull, runner.CONTROL_FD: theirs.fileno()}
         with theirs:
             self._template = self._execute("template", fds)
-        ours.sendall(runner.pack_setup(self._setup))
+        self._loop.watch(self._control.fileno(), self._on_control)
 
     def _execute(self, role: str, fds: dict[int, int | str]) -> int:
         python = self._environment.python
+        setup = _memory_file(runner.pack_setup(self._setup))
+        fds = {
+            **fds, runner.TASKS_FD: self._tasks_end.fileno(), runner.REPORTS_FD: self._reports_end.fileno(),
+            runner.SETUP_FD: setup,
+        }  # fmt: skip
         high = {target: source if isinstance(source, str) else _high(source) for target, source in fds.items()}
+        os.close(setup)
         try:
             return os.posix_spawn(
                 python[0], [*python, "-P", _SCRIPT, role], self._environment.env,
@@ -159,27 +165,27 @@ class Interpreters:
                     os.close(fd)
 
     def _spawn(self) -> None:
-        control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         out_end, out = os.pipe()
         err_end, err = os.pipe()
         go = os.eventfd(0, os.EFD_CLOEXEC)
-        fds: dict[int, int | str] = {
-            0: os.devnull, 1: out, 2: err, runner.TASKS_FD: self._tasks_end.fileno(),
-            runner.REPORTS_FD: self._reports_end.fileno(), runner.CONTROL_FD: theirs.fileno(), runner.GO_FD: go,
-        }  # fmt: skip
-        pid = self._execute("spawned", fds)
-        for fd in (out, err):
-            os.close(fd)
-        theirs.close()
-        with control:
-            control.sendall(runner.pack_setup(self._setup))
+        pid = self._execute("spawned", {0: os.devnull, 1: out, 2: err, runner.GO_FD: go})
+        os.close(out)
+        os.close(err)
         self._adopt(pid, [out_end, err_end, go])
 
     def _adopt(self, pid: int, fds: list[int]) -> None:
         child = self._children.setdefault(pid, Child(pid))
         for stream, fd in zip((1, 2), fds, strict=False):
-            child.pipes.append(Pipe(self._loop, fd, _printer(self, child, stream)))
+            child.pipes.append(Pipe(self._loop, fd, self._printer(child, stream)))
         child.go = fds[2] if len(fds) > 2 else None
+
+    def _printer(self, child: Child, stream: int) -> Callable[[bytes], None]:
+        def printed(data: bytes) -> None:
+            if child.current is None or not self.fresh:
+                self._on_reports()  # what a reused interpreter has reported since decides whose output this is
+            child.printed(stream, data)
+
+        return printed
 
     # --- tasks --------------------------------------------------------------------------------------------------------
 
@@ -191,11 +197,10 @@ class Interpreters:
     @property
     def room(self) -> int:
         """How many more tasks may be offered now."""
-        running = sum(1 for child in self._children.values() if child.current is not None or child.leaving is not None)
         if self.fresh:
-            return self.width - running - len(self._offered)
+            return self.width - self._busy - len(self._offered)
         ahead = min(LOOK_AHEAD_TASKS, int(LOOK_AHEAD / self._duration)) if self._duration else 0
-        return self.width * (1 + ahead) - running - len(self._offered)
+        return self.width * (1 + ahead) - self._busy - len(self._offered)
 
     def offer(self, attempt: Attempt, task: channel.Task) -> bool:
         """Give a task to whichever interpreter takes it; False if the socket is full for now."""
@@ -238,7 +243,7 @@ class Interpreters:
         """Start interpreters for what is offered, or ahead of it."""
         if self._closed or self._failures >= FAILURES_ALLOWED:
             return
-        idle = self._requested + sum(1 for child in self._children.values() if _idle(child))
+        idle = self._requested + len(self._children) - self._busy
         if self.fresh and self._environment.start == "fork":
             missing = self.width - idle
         else:
@@ -270,59 +275,73 @@ class Interpreters:
 
     def _read_report(self) -> bool:
         try:
-            size, ancillary, _, _ = self._reports.recvmsg_into([self._buffer], _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+            size = self._reports.recv_into(self._buffer)
         except BlockingIOError:
             return False
-        if size == 0:
-            return False
-        fds = _descriptors(ancillary)
         try:
-            self._handle(channel.unpack_report(memoryview(self._buffer)[:size]), fds)
+            report = channel.unpack_report(self._view[:size])
         except channel.GarbledReport:
-            for fd in fds:
-                os.close(fd)  # user code found the socket and wrote to it; its own task suffers at most
-        return True
-
-    def _handle(self, report: channel.Report, fds: list[int]) -> None:
-        if isinstance(report, channel.Ended):
+            return True  # user code found the socket and wrote to it; its own task suffers at most
+        if type(report) is channel.Ended:
             self._on_ended(report)
-        elif isinstance(report, channel.Started):
+        elif type(report) is channel.Started:
             self._on_started(report.pid, report.task, report.at)
-        elif isinstance(report, channel.Exited):
-            usage = protocol.Usage(report.user, report.system, report.max_rss)
-            self.on_exit(report.pid, report.status, usage)
-        elif isinstance(report, channel.Forked):
-            self._requested = max(0, self._requested - 1)
-            self._adopt(report.pid, fds)
-        else:
+        elif type(report) is channel.Broken:
             self._on_broken(report)
+        return size > 0
+
+    def _on_control(self) -> None:
+        """The template forked or reaped; what its children had reported before that comes first."""
+        control = self._control
+        while control is not None and control is self._control:
+            try:
+                data, fds, _, _ = socket.recv_fds(control, 256, 3, socket.MSG_CMSG_CLOEXEC)
+            except BlockingIOError:
+                return
+            if not data:
+                self._loop.unwatch(control.fileno())
+                return
+            report = channel.unpack_report(memoryview(data))
+            if type(report) is channel.Forked:
+                self._requested = max(0, self._requested - 1)
+                self._adopt(report.pid, list(fds))
+            elif type(report) is channel.Exited:
+                self._on_reports()
+                self.on_exit(report.pid, report.status, protocol.Usage(report.user, report.system, report.max_rss))
 
     def _on_started(self, pid: int, task: int, at: float) -> None:
         attempt = self._offered.pop(task, None)
         if attempt is None:
             return
-        child = self._children.setdefault(pid, Child(pid))
+        child = self._children.get(pid)
+        if child is None:
+            child = self._children[pid] = Child(pid)
         self._failures = 0
+        self._busy += 1
         attempt.begin(pid, at)
         child.take(attempt)
         self._owner.on_started(attempt)
-        self.provide()
+        if self.fresh:
+            self.provide()
 
     def _on_ended(self, ended: channel.Ended) -> None:
         child = self._children.get(ended.pid)
         attempt = child.current if child is not None else None
-        if child is None or attempt is None or attempt.task != ended.task:
+        if child is None or attempt is None or attempt.order.task != ended.task:
             return
-        child.drain()
+        if ended.printed:
+            child.drain()
         duration = ended.ended - ended.started
         self._duration = 0.9 * self._duration + 0.1 * duration if self._duration else duration
         child.current, child.last = None, attempt
         if ended.leaving:
             child.leaving = self._loop.call_in(EXIT_GRACE, lambda: end_by_force(child.pid))
+        else:
+            self._busy -= 1
         self._owner.on_result(attempt, ended)
         if ended.next_task:
-            self._on_started(ended.pid, ended.next_task, time.time())
-        if ended.held and child.go is not None:
+            self._on_started(ended.pid, ended.next_task, ended.ended)
+        if ended.printed and child.go is not None:
             os.eventfd_write(child.go, 1)
         if not ended.leaving:
             self._owner.on_free(attempt)
@@ -334,6 +353,10 @@ class Interpreters:
             return
         child.close()
         code = os.waitstatus_to_exitcode(status)
+        if child.current is not None or child.leaving is not None:
+            self._busy -= 1
+        if code != 0:
+            self._owner.on_crash()
         if child.current is not None:
             child.current.finish(protocol.EXITED, returncode=code, usage=usage)
             self._owner.on_free(child.current)
@@ -341,8 +364,6 @@ class Interpreters:
             self._owner.on_free(child.last)
         elif code != 0 and self._offered:
             self._look_for_vanished()
-        if code != 0:
-            self._owner.on_crash()
         self.provide()
 
     def _look_for_vanished(self) -> None:
@@ -381,11 +402,9 @@ class Interpreters:
 
     def _on_template_end(self, status: int) -> None:
         self._template = None
-        if self._control is not None:
-            self._control.close()
-            self._control = None
         if self._closed:
             return
+        self._close_control()
         self._requested = 0
         self._lose_children()
         self._failures += 1
@@ -396,12 +415,20 @@ class Interpreters:
             text = f"the template interpreter {self._environment.python[0]} ended with wait status {status}"
             self._owner.on_unprepared(text, b"")
 
+    def _close_control(self) -> None:
+        if self._control is not None:
+            self._on_control()
+            self._loop.unwatch(self._control.fileno())
+            self._control.close()
+            self._control = None
+
     def _lose_children(self) -> None:
         """The interpreters die with their template; their tasks are not to blame and may run again."""
         for pid, child in list(self._children.items()):
             end_by_force(pid)
             del self._children[pid]
             child.close()
+            self._busy -= child.current is not None or child.leaving is not None
             for attempt in (child.current, child.last if child.leaving else None):
                 if attempt is not None:
                     attempt.finish(protocol.LOST, body=b"the template interpreter died")
@@ -410,23 +437,12 @@ class Interpreters:
     def close(self) -> None:
         """No more tasks: idle interpreters and the template end by themselves at the end of their sockets."""
         self._closed = True
+        self._close_control()
         self._loop.unwatch(self._reports.fileno())
-        for end in (self._tasks, self._tasks_end, self._reports, self._reports_end, self._control):
-            if end is not None:
-                end.close()
+        for end in (self._tasks, self._tasks_end, self._reports, self._reports_end):
+            end.close()
         for child in self._children.values():
             child.close()
-
-
-def _printer(pool: Interpreters, child: Child, stream: int) -> Callable[[bytes], None]:
-    def printed(data: bytes) -> None:
-        child.printed(stream, data)
-
-    return printed
-
-
-def _idle(child: Child) -> bool:
-    return child.current is None and child.leaving is None
 
 
 def end_by_force(pid: int) -> None:
@@ -435,12 +451,12 @@ def end_by_force(pid: int) -> None:
     processes.kill_group(pid, signal.SIGKILL)
 
 
-def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
-    fds = array.array("i")
-    for level, kind, data in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
-    return list(fds)
+def _memory_file(data: bytes) -> int:
+    fd = os.memfd_create("setup", os.MFD_CLOEXEC)
+    with open(fd, "wb", closefd=False) as file:
+        file.write(data)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
 
 
 def _file_actions(fds: dict[int, int | str]) -> list[FileAction]:

@@ -235,7 +235,7 @@ class Usage(msgspec.Struct, array_like=True, frozen=True):
 VALUE, ERROR, EXITED, TIMED_OUT, KILLED, NOT_STARTED, LOST = "value", "error", "exited", "time", "kill", "start", "lost"
 
 
-class Finished(msgspec.Struct, array_like=True, frozen=True, tag="finished"):
+class Finished(msgspec.Struct, array_like=True, tag="finished"):
     """How an attempt ended.
 
     ``returncode`` is negative for a signal and None where there is none. ``body`` is the outcome of a call in the form

@@ -16,6 +16,7 @@ import atexit
 import contextlib
 import fcntl
 import json
+import marshal
 import os
 import pickle
 import resource
@@ -35,9 +36,10 @@ from worker_agent import channel, processes, store
 #: Exit status of an interpreter whose report socket is gone: the user's code closed it, or the agent died.
 NO_AGENT = 70
 
-TASKS_FD, REPORTS_FD, CONTROL_FD, GO_FD = 3, 4, 5, 6
+TASKS_FD, REPORTS_FD, SETUP_FD, CONTROL_FD, GO_FD = 3, 4, 5, 6, 7
 _SMALL = frozenset({int, float, bool, complex, type(None)})
 _FUNCTIONS_KEPT = 64
+_waiting, _NOTHING_WAITS = bytearray(4), bytes(4)
 NO_BUFFERS: list[tuple[str, int]] = []
 
 
@@ -69,6 +71,7 @@ class Interpreter:
         self._pid = os.getpid()
         self._functions: dict[int, Callable[..., Any]] = {}
         self._used = (0.0, 0.0)
+        self._retired = False
 
     def serve(self) -> NoReturn:
         """Run the initializer, then tasks until there are no more; does not return."""
@@ -90,36 +93,40 @@ class Interpreter:
 
     def _run_tasks(self) -> None:
         left = self._setup.max_tasks
-        message = self._tasks.recv(channel.MESSAGE_LIMIT)
-        announced = False
-        while message and message != channel.RETIRE:
-            task = channel.unpack_task(message)
-            if not announced:
-                self._reports.send(channel.pack_started(task[0], task[1], self._pid, time.time()))
+        task = self._next_task()
+        while task is not None:
             left -= 1
             following = self._run(task, leaving=left == 0)
             if left == 0:
                 return
-            announced = bool(following)
-            message = following or self._tasks.recv(channel.MESSAGE_LIMIT)
+            task = following or self._next_task()
 
-    def _run(self, task: tuple[Any, ...], leaving: bool) -> bytes:
-        """Run one task and report it; gives the message of the next one if it was taken already."""
+    def _next_task(self) -> tuple[Any, ...] | None:
+        """Wait for a task and say that it starts; None: there will be no more."""
+        message = b"" if self._retired else self._tasks.recv(channel.MESSAGE_LIMIT)
+        if not message or message == channel.RETIRE:
+            return None
+        task = channel.unpack_task(message)
+        self._reports.send(channel.pack_started(task[0], task[1], self._pid, time.time()))
+        return task
+
+    def _run(self, task: tuple[Any, ...], leaving: bool) -> tuple[Any, ...] | None:
+        """Run one task and report it; gives the next one if that waited, announced by the same report."""
         started = time.time()
         ok, body = self._execute(*task[2:])
         if os.getpid() != self._pid:
             os._exit(0)  # a fork made by the user's code came out of the call too: the outcome is not its to report
         flush_streams()
-        held = not leaving and self._output_waits()
-        following = b"" if leaving or held else self._take_waiting()
-        after = channel.unpack_task(following)[:2] if following and following != channel.RETIRE else (0, 0)
+        printed = unread(1) or unread(2)
+        following = None if leaving or printed else self._take_waiting()
+        after = (0, 0) if following is None else following[:2]
         self._send(
             channel.pack_ended(
-                *task[:2], self._pid, ok, started, time.time(), *self._usage(), *after, leaving, held, body=body
+                *task[:2], self._pid, ok, started, time.time(), *self._usage(), *after, leaving, printed, body=body
             )
         )
-        if held:
-            os.eventfd_read(self._go_fd)
+        if printed and not leaving:
+            os.eventfd_read(self._go_fd)  # the next task must not add to this one's output
         return following
 
     @property
@@ -178,15 +185,15 @@ class Interpreter:
             self._functions[function_id] = function
         return function
 
-    def _take_waiting(self) -> bytes:
+    def _take_waiting(self) -> tuple[Any, ...] | None:
         try:
-            return self._tasks.recv(channel.MESSAGE_LIMIT, socket.MSG_DONTWAIT)
+            message = self._tasks.recv(channel.MESSAGE_LIMIT, socket.MSG_DONTWAIT)
         except BlockingIOError:
-            return b""
-
-    def _output_waits(self) -> bool:
-        """Whether output of this task is still in its pipes: then the next task must not add to it."""
-        return unread(1) or unread(2)
+            return None
+        if message and message != channel.RETIRE:
+            return channel.unpack_task(message)
+        self._retired = True
+        return None
 
     def _usage(self) -> tuple[float, float, int]:
         used = resource.getrusage(resource.RUSAGE_SELF)
@@ -207,10 +214,10 @@ class Interpreter:
 def unread(fd: int) -> bool:
     """Whether bytes that were written to the pipe ``fd`` wait to be read at its other end."""
     try:
-        waiting: int = struct.unpack("i", fcntl.ioctl(fd, termios.FIONREAD, b"\0\0\0\0"))[0]
+        fcntl.ioctl(fd, termios.FIONREAD, _waiting)
     except OSError:
         return False  # the user's code closed it, or made it something else
-    return waiting > 0
+    return _waiting != _NOTHING_WAITS
 
 
 def enter(cwd: str | None, env: dict[str, str | None]) -> None:
@@ -416,30 +423,14 @@ def load_cloudpickle(folder: str) -> None:
 
 
 def read_setup(fd: int) -> Setup:
-    """The setup that the agent wrote to ``fd``, with its length before it."""
-    import marshal
-
-    length = struct.unpack("<I", _read_exactly(fd, 4))[0]
-    return Setup(*marshal.loads(_read_exactly(fd, length)))
+    """The setup that the agent wrote to the file behind ``fd``."""
+    with open(fd, "rb") as file:
+        return Setup(*marshal.loads(file.read()))  # noqa: S302  written by pack_setup
 
 
 def pack_setup(setup: Setup) -> bytes:
     """The bytes that :func:`read_setup` reads."""
-    import marshal
-
-    body = marshal.dumps(tuple(setup), 4)
-    return struct.pack("<I", len(body)) + body
-
-
-def _read_exactly(fd: int, size: int) -> bytes:
-    parts = []
-    while size:
-        part = os.read(fd, size)
-        if not part:
-            raise EOFError("the agent closed the control socket")
-        parts.append(part)
-        size -= len(part)
-    return b"".join(parts)
+    return marshal.dumps(tuple(setup), 4)
 
 
 def main() -> None:
@@ -449,9 +440,9 @@ def main() -> None:
     processes.set_parent_death_signal(signal.SIGKILL)
     processes.become_subreaper()
     faulthandler.enable()
-    setup = read_setup(CONTROL_FD)
+    setup = read_setup(SETUP_FD)
     reports = socket.socket(fileno=REPORTS_FD)
-    close_on_exec(TASKS_FD, REPORTS_FD, CONTROL_FD, GO_FD)
+    close_on_exec(TASKS_FD, REPORTS_FD, GO_FD)
     try:
         prepare(setup)
         preload(setup)

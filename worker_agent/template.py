@@ -4,7 +4,7 @@ It imports what every task needs, freezes its heap, and stays single-threaded, s
 millisecond. It does three things: fork when the agent says so, reap, and tell the agent both.
 
     agent --control--> "n": fork n interpreters; end of file: leave
-    agent <--reports-- Forked (with the read ends of stdout and stderr), Exited
+    agent <-control--  Forked (with the read ends of stdout and stderr), Exited
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Template:
         if pid == 0:
             self._become_interpreter(out, err, go)
         ends = [out_end, err_end] if go is None else [out_end, err_end, go]
-        socket.send_fds(self._reports, [channel.pack_forked(pid)], ends)
+        socket.send_fds(self._control, [channel.pack_forked(pid)], ends)
         for fd in (out, err, *ends):
             os.close(fd)
 
@@ -99,7 +99,7 @@ class Template:
             processes.kill_group(ended.si_pid, signal.SIGKILL)
             pid, status, used = os.wait4(ended.si_pid, 0)
             exited = channel.Exited(pid, status, used.ru_utime, used.ru_stime, used.ru_maxrss * 1024)
-            self._reports.send(channel.pack_exited(exited))
+            self._control.send(channel.pack_exited(exited))
 
 
 def reseed() -> None:
@@ -115,7 +115,7 @@ def main(release_fork_hooks: Callable[[], list[dict[str, Any]]]) -> None:
     runner.close_on_exec(runner.TASKS_FD, runner.REPORTS_FD, runner.CONTROL_FD)
     reports = socket.socket(fileno=runner.REPORTS_FD)
     control = socket.socket(fileno=runner.CONTROL_FD)
-    setup = runner.read_setup(runner.CONTROL_FD)
+    setup = runner.read_setup(runner.SETUP_FD)
     faulthandler.enable()
     try:
         runner.prepare(setup)
