@@ -11,6 +11,7 @@ import queue
 import sys
 import threading
 import time
+from collections import deque
 from typing import Any
 
 from executor import outcome
@@ -34,18 +35,21 @@ class Delivery:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._queue: queue.SimpleQueue[tuple[Request, Any, str] | None] = queue.SimpleQueue()
+        self._waiting: deque[tuple[Request, Any, str]] = deque()
+        #: one entry for each batch, to wake a thread; None at the end
+        self._wakes: queue.SimpleQueue[bool | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._progress = 0
         self._seen = (-1, 0.0)
 
-    def put(self, request: Request, news: Any, host: str) -> None:
-        """``news`` for the future of ``request``."""
-        self._queue.put((request, news, host))
+    def put(self, batch: list[tuple[Request, Any, str]]) -> None:
+        """Requests, the news for their futures, and the host that it came from."""
+        self._waiting.extend(batch)
+        self._wakes.put(True)
 
     def look_after(self) -> float | None:
         """Start a thread if none goes on; gives the seconds until this should be asked again, None for not at all."""
-        if self._queue.empty():
+        if not self._waiting:
             return None
         now = time.monotonic()
         if not self._threads or (self._progress == self._seen[0] and now - self._seen[1] >= PATIENCE):
@@ -62,17 +66,28 @@ class Delivery:
             thread.start()
 
     def _run(self) -> None:
-        while (item := self._queue.get()) is not None:
+        more: bool | None = True
+        while more:
+            self._work_off()
+            more = self._wakes.get()
+        self._work_off()
+        self._wakes.put(None)  # for the next thread
+
+    def _work_off(self) -> None:
+        while self._waiting:
+            try:
+                item = self._waiting.popleft()
+            except IndexError:
+                return  # another thread was faster
             self._progress += 1
             deliver(*item)
             del item  # a result must not live on because nothing else happens
-        self._queue.put(None)  # for the next thread
 
     def close(self) -> None:
         """No more news; the threads end when the queue is empty."""
-        if not self._queue.empty() and not self._threads:
+        if self._waiting and not self._threads:
             self._start_thread()
-        self._queue.put(None)
+        self._wakes.put(None)
 
     def join(self) -> None:
         """Wait for the threads, except for the one that calls."""
@@ -88,10 +103,11 @@ class Delivery:
 def deliver(request: Request, news: Any, host: str) -> None:
     """One piece of news to its future; nothing that the user's code raises gets out."""
     try:
-        if isinstance(news, Output):
-            _print(request, news)
-        elif isinstance(news, Started):
+        kind = type(news)
+        if kind is Started:
             request.future.begin(news, host)
+        elif kind is Output:
+            _print(request, news)
         elif news is CANCELLED:
             request.future.announce_cancel()
         else:
@@ -105,8 +121,9 @@ def _settle(request: Request, news: Any, host: str) -> None:
     if future.cancelled():
         outcome.discard(news)
         return
-    if isinstance(news, Finished):
-        _show_tails(request, news)
+    if type(news) is Finished:
+        if news.stdout is not None or news.stderr is not None:
+            _show_tails(request, news)
         future.tell_end(news, host)
     result, error = outcome.unpack(request, news)
     future.forget_body()

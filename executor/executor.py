@@ -34,6 +34,7 @@ if sys.platform != "linux":
 _START_VARIABLES = ("LD_", "PYTHON", "MALLOC_", "GLIBC_TUNABLES")
 
 _hubs: weakref.WeakSet[Hub] = weakref.WeakSet()
+_executors: weakref.WeakSet[HPCExecutor] = weakref.WeakSet()
 
 
 def _end_all_hubs() -> None:
@@ -47,7 +48,21 @@ def _end_all_hubs() -> None:
 
 # The standard library's own pools hook in here: before the interpreter joins its threads, and new ones are refused.
 threading._register_atexit(_end_all_hubs)  # type: ignore[attr-defined]
-os.register_at_fork(after_in_child=_hubs.clear)
+
+
+def _in_forked_child() -> None:
+    """The threads behind our executors are not here; the parent goes on with them."""
+    _hubs.clear()
+    for executor in list(_executors):
+        executor._forked, executor._open = True, False
+
+
+os.register_at_fork(after_in_child=_in_forked_child)
+
+
+def _close_unless_forked(pid: int, hub: Hub) -> None:
+    if pid == os.getpid():
+        hub.close()
 
 
 class _Tasks(Executor):
@@ -127,10 +142,13 @@ class HPCExecutor(_Tasks):
         self._kill_grace = parse_duration(kill_grace)
         self._options = TaskOptions()
         self._settings = _settings(self._options, self._kill_grace)
-        self._pid = os.getpid()
         self._lock = threading.Lock()
         self._hub: Hub | None = None
         self._shut_down = False
+        self._forked = False
+        #: neither shut down nor in a fork of the process that made it
+        self._open = True
+        _executors.add(self)
         self._task_numbers = itertools.count(1)
         self._environment_numbers = itertools.count(1)
         self._surroundings: tuple[str, list[str], dict[bytes, bytes]] = ("", [], {})
@@ -159,7 +177,9 @@ class HPCExecutor(_Tasks):
         self, view: _Tasks, fn: Callable[..., Any], args: Any, kwargs: dict[str, Any],
         packed: Function | None = None, chunk: bool = False,
     ) -> TaskFuture:  # fmt: skip
-        hub = self._open_hub()
+        hub = self._hub
+        if hub is None or not self._open or hub.broken is not None:
+            hub = self._open_hub()
         program = fn if isinstance(fn, Program) else None
         options = view._options
         future = TaskFuture(next(self._task_numbers), options.name or _name(fn), time.time())
@@ -183,11 +203,12 @@ class HPCExecutor(_Tasks):
 
     def _hand_over(self, hub: Hub, task: Task) -> None:
         with self._lock:
-            self._check_open(hub)
+            if not self._open or hub.broken is not None:
+                self._check_open(hub)
             hub.submit(task)
 
     def _check_open(self, hub: Hub | None) -> None:
-        if self._pid != os.getpid():
+        if self._forked:
             raise RuntimeError("this HPCExecutor belongs to the process that made it, not to a fork; make a new one here")
         if hub is not None and hub.broken is not None and not self._shut_down:
             raise type(hub.broken)(*hub.broken.args) from hub.broken
@@ -195,18 +216,18 @@ class HPCExecutor(_Tasks):
             raise RuntimeError("cannot schedule new futures after shutdown")
 
     def _open_hub(self) -> Hub:
-        if self._hub is None or self._hub.broken is not None or self._shut_down or self._pid != os.getpid():
-            with self._lock if self._pid == os.getpid() else threading.Lock():
-                self._check_open(self._hub)
-                if self._hub is None:
-                    self._hub = self._start_hub()
-        return self._hub
+        self._check_open(self._hub)  # before the lock: in a fork of the process nobody may ever release that
+        with self._lock:
+            self._check_open(self._hub)
+            if self._hub is None:
+                self._hub = self._start_hub()
+            return self._hub
 
     def _start_hub(self) -> Hub:
         hub = Hub(self._max_workers, self._kill_grace)
         _hubs.add(hub)
         hub.start()
-        weakref.finalize(self, hub.close).atexit = False
+        weakref.finalize(self, _close_unless_forked, os.getpid(), hub).atexit = False
         return hub
 
     def _environment(self, options: TaskOptions, start: str) -> protocol.Prepare:
@@ -249,10 +270,10 @@ class HPCExecutor(_Tasks):
             hub.join()
 
     def _close(self, cancel_futures: bool) -> Hub | None:
-        if self._pid != os.getpid():
+        if self._forked:
             return None
         with self._lock:
-            self._shut_down = True
+            self._shut_down, self._open = True, False
             hub = self._hub
         if hub is not None and cancel_futures:
             hub.cancel_pending()
@@ -269,10 +290,12 @@ class HPCExecutor(_Tasks):
         self._end_tasks(signal.SIGKILL, 0.0)
 
     def _end_tasks(self, number: int, grace: float) -> None:
+        if self._forked:
+            return
         with self._lock:
-            self._shut_down = True
+            self._shut_down, self._open = True, False
             hub = self._hub
-        if hub is not None and self._pid == os.getpid():
+        if hub is not None:
             hub.terminate(number, grace)
             hub.join()
 

@@ -83,6 +83,8 @@ class Hub:
         self._workers: dict[WorkerId, Worker] = {}
         self._by_identity: dict[bytes, Worker] = {}
         self._numbers = iter(range(1, 2**62)).__next__
+        #: for the delivery threads, with the end of this step
+        self._news: list[tuple[Request, Any, str]] = []
         self._by_pidfd: dict[int, Worker] = {}
         self._ended_agents: list[Worker] = []
         self._failed_launches = 0
@@ -151,10 +153,6 @@ class Hub:
             self._thread.join()
             self.delivery.join()
 
-    def abandon(self) -> None:
-        """Close what a fork of the user's process has inherited; its parent goes on with it."""
-        self._sleeping = False
-
     def worker_pids(self) -> list[int]:
         """The processes of the agents' supervisors."""
         return [worker.launch.process.pid for worker in list(self._workers.values())]
@@ -195,6 +193,7 @@ class Hub:
         self._receive()
         self._look_after_agents()
         self._flush()
+        self._hand_over_news()
 
     def _wait(self, patience: float | None) -> None:
         self._sleeping = True
@@ -287,6 +286,11 @@ class Hub:
                     log.info("agent %s cannot be reached: %s", worker.id, error)
                 worker.outbox = []
 
+    def _hand_over_news(self) -> None:
+        if self._news:
+            self.delivery.put(self._news)
+            self._news = []
+
     # --- effects ------------------------------------------------------------------------------------------------------
 
     def _perform(self, wanted: list[effects.Effect]) -> None:
@@ -329,7 +333,7 @@ class Hub:
         self._workers[effect.worker].outbox.append(order)
 
     def _on_tell(self, effect: effects.Tell) -> None:
-        self.delivery.put(effect.task.body, effect.news, self._host(effect.task))
+        self._news.append((effect.task.body, effect.news, self._host(effect.task)))
 
     def _on_resolve(self, effect: effects.Resolve) -> None:
         self._settle(effect.task, effect.outcome)
@@ -357,14 +361,16 @@ class Hub:
         return worker.host if worker is not None else ""
 
     def _settle(self, task: Task, outcome: object) -> None:
-        self.delivery.put(task.body, outcome, self._host(task))
+        self._news.append((task.body, outcome, self._host(task)))
         self._release(task)
 
     def _release(self, task: Task) -> None:
         """The task needs its arguments and its function no longer."""
         self._count_function(task, -1)
-        for stored in task.body.stored():
-            self.payloads.release(stored)
+        request: Request = task.body
+        if request.buffers or type(request.args) is protocol.Stored:
+            for stored in request.stored():
+                self.payloads.release(stored)
         task.body = None
 
     def _count_function(self, task: Task, change: int) -> None:
@@ -394,7 +400,7 @@ class Hub:
         for task in list(self._core.tasks.values()):
             request: Request = task.body
             if request.future.mark_cancelled():
-                self.delivery.put(request, CANCELLED, "")
+                self._news.append((request, CANCELLED, ""))
                 self._perform(self._core.cancel(task.id))
 
     def _terminate(self, number: int, grace: float) -> None:
@@ -493,6 +499,7 @@ class Hub:
         self.broken = self.broken or AgentFailed("the executor has ended")
         self._fail_leftovers()
         self._ended.set()
+        self._hand_over_news()
         self.delivery.close()
         self._socket.close()
         self._context.term()

@@ -20,6 +20,7 @@ from typing import Any
 
 import cloudpickle
 import msgspec
+from cloudpickle.cloudpickle import _PICKLE_BY_VALUE_MODULES  # the set behind list_registry_pickle_by_value()
 
 from executor.core import effects
 from executor.errors import (
@@ -242,7 +243,7 @@ Dependency = tuple[dict[str, Any], str, Any]
 
 
 def _by_value_modules() -> int:
-    return len(cloudpickle.list_registry_pickle_by_value())
+    return len(_PICKLE_BY_VALUE_MODULES)
 
 
 def _by_reference(function: Any, body: protocol.Payload) -> list[Dependency] | None:

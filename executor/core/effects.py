@@ -1,4 +1,7 @@
-"""What the scheduler wants done. The hub does it, in order, and decides nothing."""
+"""What the scheduler wants done. The hub does it, in order, and decides nothing.
+
+Not frozen, although nobody changes them: a frozen dataclass costs three times as much to make, and each task has two.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Any
 from executor.core.model import LaneId, Task, WorkerId
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class OpenLane:
     """Tell the agent of a new lane."""
 
@@ -18,7 +21,7 @@ class OpenLane:
     width: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ResizeLane:
     """Tell the agent a lane's new width."""
 
@@ -27,7 +30,7 @@ class ResizeLane:
     width: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class CloseLane:
     """Tell the agent that a lane is gone."""
 
@@ -35,7 +38,7 @@ class CloseLane:
     lane: LaneId
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Start:
     """Send the task, in its current attempt, to the agent of the lane."""
 
@@ -44,7 +47,7 @@ class Start:
     task: Task
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RecallTask:
     """Ask the agent to give the task back."""
 
@@ -52,7 +55,7 @@ class RecallTask:
     task: Task
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class KillTask:
     """Tell the agent to end the task."""
 
@@ -62,7 +65,7 @@ class KillTask:
     grace: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Tell:
     """The task's future is to know: ``news`` is a report (started, output)."""
 
@@ -70,7 +73,7 @@ class Tell:
     news: Any
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Resolve:
     """The task has ended: ``outcome`` is the agent's report, or one of the outcomes of this file."""
 
@@ -78,7 +81,7 @@ class Resolve:
     outcome: Any
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Answer:
     """The answer to a cancel of a task that was sent: whether it will never run."""
 
@@ -86,14 +89,14 @@ class Answer:
     cancelled: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Lost:
     """An outcome: agents were lost under the task more often than it may be."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Refused:
     """An outcome: the task's environment cannot be had. ``error`` is a pickled exception or empty."""
 

@@ -7,8 +7,9 @@ Rule 3: a class that has no lane and whose oldest task waits longest is served b
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import count
+from typing import Any, ClassVar
 
 from executor.core import effects
 from executor.core.effects import Effect
@@ -99,22 +100,22 @@ class Scheduler:
         return self._assign()
 
     def _on_report(self, worker: Worker, report: protocol.Report) -> None:
-        if isinstance(report, protocol.Unprepared):
+        handler = self._handlers.get(type(report))
+        if handler is not None:
+            task = self.tasks.get(report.task)  # type: ignore[union-attr]  # all that have handlers
+            if task is None or task.attempt != report.attempt:  # type: ignore[union-attr]
+                return  # rule 2: late, or doubled
+            if task.lane is not None and task.lane.worker is worker:
+                handler(self, task, report)
+        elif isinstance(report, protocol.Unprepared):
             self._on_unprepared(report)
-        elif isinstance(report, protocol.Finished | protocol.Started | protocol.Output | protocol.Recalled):
-            task = self.tasks.get(report.task)
-            if task is None or task.attempt != report.attempt or task.lane is None or task.lane.worker is not worker:
-                return  # rule 2: late, doubled, or not theirs
-            if isinstance(report, protocol.Finished):
-                self._on_finished(task, report)
-            elif isinstance(report, protocol.Recalled):
-                self._on_recalled(task, report)
-            else:
-                self._on_news(task, report)
 
-    def _on_news(self, task: Task, report: protocol.Started | protocol.Output) -> None:
-        if isinstance(report, protocol.Started) and task.state is TaskState.SENT:
+    def _on_started(self, task: Task, report: protocol.Started) -> None:
+        if task.state is TaskState.SENT:
             task.move(TaskState.RUNNING)
+        self._do(effects.Tell(task, report))
+
+    def _on_output(self, task: Task, report: protocol.Output) -> None:
         self._do(effects.Tell(task, report))
 
     def _on_finished(self, task: Task, report: protocol.Finished) -> None:
@@ -138,6 +139,13 @@ class Scheduler:
             self._leave_lane(task)
             self._end(task)
         self._do(effects.Answer(task, report.given_back))
+
+    _handlers: ClassVar[dict[type[Any], Callable[[Scheduler, Task, Any], None]]] = {
+        protocol.Started: _on_started,
+        protocol.Output: _on_output,
+        protocol.Finished: _on_finished,
+        protocol.Recalled: _on_recalled,
+    }
 
     def _on_unprepared(self, report: protocol.Unprepared) -> None:
         refused = effects.Refused(report.text, report.error)
