@@ -35,15 +35,15 @@ class Delivery:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._waiting: deque[tuple[Request, Any, str]] = deque()
+        self._waiting: deque[tuple[Request, Any]] = deque()
         #: one entry for each batch, to wake a thread; None at the end
         self._wakes: queue.SimpleQueue[bool | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._progress = 0
         self._seen = (-1, 0.0)
 
-    def put(self, batch: list[tuple[Request, Any, str]]) -> None:
-        """Requests, the news for their futures, and the host that it came from."""
+    def put(self, batch: list[tuple[Request, Any]]) -> None:
+        """Requests, and the news for their futures."""
         self._waiting.extend(batch)
         self._wakes.put(True)
 
@@ -100,23 +100,34 @@ class Delivery:
         return threading.current_thread() in self._threads
 
 
-def deliver(request: Request, news: Any, host: str) -> None:
+def deliver(request: Request, news: Any) -> None:
     """One piece of news to its future; nothing that the user's code raises gets out."""
     try:
         kind = type(news)
         if kind is Started:
-            request.future.begin(news, host)
+            request.future.begin(news)
         elif kind is Output:
             _print(request, news)
         elif news is CANCELLED:
             request.future.announce_cancel()
         else:
-            _settle(request, news, host)
+            _settle(request, news)
     except BaseException:
         log.exception("delivering to %r", request.future)
 
 
-def _settle(request: Request, news: Any, host: str) -> None:
+def settle_at_once(request: Request, finished: Finished) -> bool:
+    """Complete a future from the hub's thread, if that runs none of the user's code: a plain value, no callbacks."""
+    if request.told or finished.stdout is not None or finished.stderr is not None:
+        return False
+    plain, value = outcome.plain_value(finished)
+    if not plain or not request.future.settle_plainly(value, finished):
+        return False
+    finished.body = b""
+    return True
+
+
+def _settle(request: Request, news: Any) -> None:
     future = request.future
     if future.cancelled():
         outcome.discard(news)
@@ -124,9 +135,10 @@ def _settle(request: Request, news: Any, host: str) -> None:
     if type(news) is Finished:
         if news.stdout is not None or news.stderr is not None:
             _show_tails(request, news)
-        future.tell_end(news, host)
+        future.tell_end(news)
     result, error = outcome.unpack(request, news)
-    future.forget_body()
+    if type(news) is Finished:
+        news.body = b""  # the result has been made of it
     future.settle(result, error)
 
 

@@ -247,22 +247,21 @@ class TaskFuture(Future[Any]):
         self.set_running_or_notify_cancel()
         self._invoke_callbacks()  # type: ignore[attr-defined]
 
-    def claim(self, attempt: int) -> bool:
+    def claim(self, attempt: int, host: str) -> bool:
         """An agent is about to get the task; False if it was cancelled. From now on a cancel asks the agent."""
         with _making:
             if "_condition" not in self.__dict__:
-                return self._claim(attempt)
+                return self._claim(attempt, host)
         with self._condition:
-            return self._claim(attempt)
+            return self._claim(attempt, host)
 
-    def _claim(self, attempt: int) -> bool:
+    def _claim(self, attempt: int, host: str) -> bool:
         self._sent = self._state in _OPEN
-        self.attempt = attempt
+        self.attempt, self.host = attempt, host
         return self._sent
 
-    def begin(self, started: Started, host: str) -> None:
+    def begin(self, started: Started) -> None:
         """An attempt started; what an earlier one printed is its affair."""
-        self.host = host
         self._story = started
         self._heads = None
         with _making:
@@ -282,15 +281,30 @@ class TaskFuture(Future[Any]):
             self._heads = {}
         self._heads.setdefault(stream, []).append(data)
 
-    def tell_end(self, finished: Finished, host: str) -> None:
+    def tell_end(self, finished: Finished) -> None:
         """How the attempt ended; the result or the exception follows."""
-        self.host = host
         self._story = finished
 
-    def forget_body(self) -> None:
-        """Drop the pickled outcome, of which the result has been made."""
-        if isinstance(self._story, Finished):
-            self._story.body = b""
+    def settle_plainly(self, value: Any, finished: Finished) -> bool:
+        """Set a result where no code of the user's may run; False, and nothing is changed, if a callback waits."""
+        with _making:
+            if "_condition" not in self.__dict__:
+                return self._settle_alone(value, finished)
+        with self._condition:
+            if self._state not in _OPEN or self.__dict__.get("_done_callbacks"):
+                return False
+            self.tell_end(finished)
+            self.settle(value, None)
+        return True
+
+    def _settle_alone(self, value: Any, finished: Finished) -> bool:
+        if self._state not in _OPEN:
+            return False
+        self._control = None
+        self.tell_end(finished)
+        self._result = value
+        self._state = FINISHED
+        return True
 
     def settle(self, result: Any, error: BaseException | None) -> bool:
         """Set the result, or the exception if there is one; False if the future was cancelled meanwhile."""

@@ -27,7 +27,7 @@ from executor import local
 from executor.core import effects
 from executor.core.model import Task, WorkerId
 from executor.core.scheduler import Scheduler
-from executor.delivery import CANCELLED, Delivery
+from executor.delivery import CANCELLED, Delivery, settle_at_once
 from executor.errors import AgentFailed, ExecutorTerminated
 from executor.outcome import Function, Functions, Request, refused
 from executor.payloads import Payloads
@@ -84,7 +84,7 @@ class Hub:
         self._by_identity: dict[bytes, Worker] = {}
         self._numbers = iter(range(1, 2**62)).__next__
         #: for the delivery threads, with the end of this step
-        self._news: list[tuple[Request, Any, str]] = []
+        self._news: list[tuple[Request, Any]] = []
         self._by_pidfd: dict[int, Worker] = {}
         self._ended_agents: list[Worker] = []
         self._failed_launches = 0
@@ -238,7 +238,7 @@ class Hub:
 
     def _receive(self) -> None:
         while self._has_mail():
-            identity, data = self._socket.recv_multipart()
+            identity, data = self._socket.recv(), self._socket.recv()
             try:
                 frame = protocol.decode_reports(data)
             except protocol.ProtocolError as error:
@@ -281,7 +281,8 @@ class Hub:
             if worker.outbox and worker.identity:
                 frame = protocol.Orders(protocol.PROTOCOL, self.session, worker.epoch, worker.outbox)
                 try:
-                    self._socket.send_multipart([worker.identity, protocol.encode(frame)])
+                    self._socket.send(worker.identity, zmq.SNDMORE)
+                    self._socket.send(protocol.encode(frame))
                 except zmq.ZMQError as error:
                     log.info("agent %s cannot be reached: %s", worker.id, error)
                 worker.outbox = []
@@ -300,7 +301,7 @@ class Hub:
     def _on_start(self, effect: effects.Start) -> None:
         worker, task = self._workers[effect.worker], effect.task
         request: Request = task.body
-        if not request.future.claim(task.attempt):
+        if not request.future.claim(task.attempt, worker.host):
             # cancelled since: it never reaches the agent, so the answer is known
             self._perform(self._core.receive(effect.worker, [protocol.Finished(task.id, task.attempt, protocol.KILLED)]))
             return
@@ -333,7 +334,8 @@ class Hub:
         self._workers[effect.worker].outbox.append(order)
 
     def _on_tell(self, effect: effects.Tell) -> None:
-        self._news.append((effect.task.body, effect.news, self._host(effect.task)))
+        effect.task.body.told = True
+        self._news.append((effect.task.body, effect.news))
 
     def _on_resolve(self, effect: effects.Resolve) -> None:
         self._settle(effect.task, effect.outcome)
@@ -356,12 +358,9 @@ class Hub:
         effects.Answer: _on_answer,
     }
 
-    def _host(self, task: Task) -> str:
-        worker = self._workers.get(task.lane.worker.id) if task.lane is not None else None
-        return worker.host if worker is not None else ""
-
     def _settle(self, task: Task, outcome: object) -> None:
-        self._news.append((task.body, outcome, self._host(task)))
+        if type(outcome) is not protocol.Finished or not settle_at_once(task.body, outcome):
+            self._news.append((task.body, outcome))
         self._release(task)
 
     def _release(self, task: Task) -> None:
@@ -400,7 +399,7 @@ class Hub:
         for task in list(self._core.tasks.values()):
             request: Request = task.body
             if request.future.mark_cancelled():
-                self._news.append((request, CANCELLED, ""))
+                self._news.append((request, CANCELLED))
                 self._perform(self._core.cancel(task.id))
 
     def _terminate(self, number: int, grace: float) -> None:

@@ -46,6 +46,7 @@ from worker_agent import protocol, runner, store
 _PLAIN = frozenset({int, float, bool, complex, type(None)})
 _TEXT = frozenset({str, bytes})
 _SMALL_TEXT = 4096
+_INLINE = frozenset({b"\0", runner.PLAIN})
 #: No buffers: one value for all the tasks that have none.
 NOTHING: tuple[protocol.Stored, ...] = ()
 
@@ -157,6 +158,8 @@ class Request:
     args: protocol.Payload = b""
     buffers: Sequence[protocol.Stored] = NOTHING
     chunk: bool = False
+    #: whether news of the task is with the delivery threads, so that its outcome must follow that way
+    told: bool = False
 
     def order_body(self) -> protocol.Call | protocol.Command:
         """What the agent is to run."""
@@ -362,6 +365,13 @@ def unpack(request: Request, outcome: object) -> tuple[Any, BaseException | None
     return None, _unsuccessful(request, outcome)
 
 
+def plain_value(finished: protocol.Finished) -> tuple[bool, Any]:
+    """Whether the outcome is a value that can be unpickled anywhere, since no code of the user's runs; and the value."""
+    if finished.end == protocol.VALUE and finished.body[:1] == runner.PLAIN:
+        return True, pickle.loads(memoryview(finished.body)[1:])
+    return False, None
+
+
 def discard(outcome: object) -> None:
     """Remove the files of an outcome that nobody wants any more."""
     if isinstance(outcome, protocol.Finished) and outcome.end in (protocol.VALUE, protocol.ERROR):
@@ -378,7 +388,7 @@ def _load_value(future: TaskFuture, body: bytes) -> tuple[Any, BaseException | N
 
 
 def _load_body(body: bytes) -> Any:
-    if body[:1] == b"\0":
+    if body[:1] in _INLINE:
         return pickle.loads(memoryview(body)[1:])
     files = _files(body)
     try:
@@ -391,7 +401,7 @@ def _load_body(body: bytes) -> Any:
 
 
 def _files(body: bytes) -> list[tuple[str, int]]:
-    if body[:1] == b"\0":
+    if body[:1] in _INLINE:
         return []
     return msgspec.json.decode(body[5 : _names_end(body)], type=list[tuple[str, int]])
 

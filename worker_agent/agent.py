@@ -27,6 +27,8 @@ from worker_agent.programs import Programs
 
 #: Reports of small tasks are gathered for so many seconds while others run, so that a frame holds many.
 GATHER = 0.001
+#: Seconds after which the hub is told that a task has started: most small ones have ended by then.
+ANNOUNCE = 0.005
 
 
 class Agent:
@@ -42,6 +44,7 @@ class Agent:
         self._functions: dict[int, protocol.Payload] = {}
         self._attempts: dict[int, Attempt] = {}
         self._outbox: list[protocol.Report] = []
+        self._starting: list[Attempt] = []
         self._flushed = 0.0
         self._flush_due = False
         self._stopping = False
@@ -131,6 +134,17 @@ class Agent:
     def _has_mail(self) -> bool:
         return bool(int(self._hub.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
 
+    def announce_soon(self, attempt: Attempt) -> None:
+        """The attempt has started; the hub is told if it does not end within ``ANNOUNCE`` seconds."""
+        if not self._starting:
+            self.loop.call_in(ANNOUNCE, self._announce)
+        self._starting.append(attempt)
+
+    def _announce(self) -> None:
+        starting, self._starting = self._starting, []
+        for attempt in starting:
+            attempt.announce()
+
     def _receive(self) -> None:
         while self._has_mail():
             orders = protocol.decode_orders(self._hub.recv())
@@ -201,7 +215,7 @@ class Agent:
         self._lanes.pop(order.lane).close()
 
     def _on_run(self, order: protocol.Run) -> None:
-        attempt = Attempt(order, self.report)
+        attempt = Attempt(order, self)
         self._attempts[order.task] = attempt
         self._lanes[order.lane].queue.append(attempt)
 

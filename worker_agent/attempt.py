@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from enum import Enum
+from typing import Protocol
 
 from worker_agent import protocol
 from worker_agent.loop import Timer
 from worker_agent.output import HeadTail
 
-Report = Callable[[protocol.Report], None]
+
+
+class Reporter(Protocol):
+    """Where an attempt's story goes."""
+
+    def report(self, report: protocol.Report) -> None:
+        """To the hub."""
+
+    def announce_soon(self, attempt: Attempt) -> None:
+        """Call :meth:`Attempt.announce` in a moment, unless the attempt ends before."""
 
 
 class State(Enum):
@@ -26,13 +35,14 @@ class Attempt:
     """An order to run, and its story."""
 
     __slots__ = (
-        "deadline", "end", "ended", "grace", "order", "outputs", "pending_kill", "pid", "report", "settings",
-        "started", "state",
+        "_announced", "_reporter", "deadline", "end", "ended", "grace", "order", "outputs", "pending_kill", "pid",
+        "settings", "started", "state",
     )  # fmt: skip
 
-    def __init__(self, order: protocol.Run, report: Report) -> None:
+    def __init__(self, order: protocol.Run, reporter: Reporter) -> None:
         self.order = order
-        self.report = report
+        self._reporter = reporter
+        self._announced = False
         self.settings = order.settings or protocol.DEFAULT_SETTINGS
         self.state = State.QUEUED
         self.pid = 0
@@ -56,7 +66,13 @@ class Attempt:
         self.state = State.RUNNING
         self.pid = pid
         self.started = at
-        self.report(protocol.Started(self.order.task, self.order.attempt, pid, at))
+        self._reporter.announce_soon(self)
+
+    def announce(self) -> None:
+        """Tell the hub that it runs, if it still does and the hub does not know."""
+        if not self._announced and self.state is State.RUNNING:
+            self._announced = True
+            self._reporter.report(protocol.Started(self.order.task, self.order.attempt, self.pid, self.started))
 
     def printed(self, stream: int, data: bytes) -> None:
         """It wrote ``data``: its first part goes to the hub as it comes, of the rest only the end is kept."""
@@ -65,7 +81,8 @@ class Attempt:
             keeper = self.outputs[stream] = HeadTail(self.settings.output_limit)
         head = keeper.add(data)
         if head:
-            self.report(protocol.Output(self.order.task, self.order.attempt, stream, head))
+            self.announce()
+            self._reporter.report(protocol.Output(self.order.task, self.order.attempt, stream, head))
 
     def finish(
         self, end: str, *, body: bytes = b"", returncode: int | None = None, usage: protocol.Usage | None = None
@@ -76,7 +93,7 @@ class Attempt:
         self.state = State.ENDED
         self.ended = self.ended or time.time()
         self.stop_timers()
-        self.report(
+        self._reporter.report(
             protocol.Finished(
                 self.order.task, self.order.attempt, self.end or end, body, returncode, self.pid, self.started,
                 self.ended, usage or protocol.Usage(), self._tail(1), self._tail(2),

@@ -4,6 +4,7 @@ Standard library and cloudpickle only. The interpreter takes a task from the soc
 says so, runs it, and reports the outcome; then it leaves (``max_tasks``) or takes the next one. A body of an outcome is
 
     0x00 pickle                          a small outcome
+    0x03 pickle                          the same, of a plain type: unpickling it runs none of the user's code
     0x01 length JSON pickle              JSON: [[path, size], ...] of the out-of-band buffers
     0x02 length JSON                     the same, and the first entry is the pickle itself
 
@@ -32,6 +33,9 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, NoReturn
 
 from worker_agent import channel, processes, store
+
+#: What a body begins with whose unpickling runs none of the user's code.
+PLAIN = b"\3"
 
 #: Exit status of an interpreter whose report socket is gone: the user's code closed it, or the agent died.
 NO_AGENT = 70
@@ -265,7 +269,7 @@ def load(payload: Any, buffers: list[tuple[str, int]]) -> Any:
 def dump_value(value: Any, stores: list[str]) -> tuple[bool, bytes]:
     """The body for a result; if it cannot be pickled, the body for the error that says so."""
     if type(value) in _SMALL:
-        return True, b"\0" + pickle.dumps(value, 5)
+        return True, PLAIN + pickle.dumps(value, 5)
     try:
         return True, _dump(value, stores)
     except BaseException as error:
