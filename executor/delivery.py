@@ -1,7 +1,8 @@
 """Completes futures: the threads on which the user's code runs (unpickling, callbacks) and output is shown.
 
 The hub hands over pairs of a request and its news and never waits. One thread is enough as long as the user's code
-returns; if it does not (a callback that waits, a result that takes a minute to unpickle), another one goes on with the rest.
+returns; if it does not (a callback that waits, a result that takes a minute to unpickle), another one goes on with the
+rest.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from collections import deque
 from typing import Any
 
 from executor import outcome
-from executor.outcome import Request
 from executor.options import FORWARD
+from executor.outcome import Request
 from worker_agent.protocol import Finished, Output, Started
 
 log = logging.getLogger("executor")

@@ -4,10 +4,10 @@
     ├── concurrent.futures.process.BrokenProcessPool     (so that existing ``except`` clauses work)
     │   ├── TaskDied             the task's own process ended without a result: exit, signal, out of memory
     │   │   └── TaskKilled       ... because ``future.kill()`` asked for it
-    │   ├── TaskLost             the agent that ran the task was lost, more often than ``crash_limit`` allows
-    │   ├── EnvironmentFailed    no interpreter can be started, or a module of ``preload`` cannot be imported
+    │   ├── TaskLost             the task's agent was lost, more often than ``crash_limit`` allows
+    │   ├── EnvironmentFailed    no interpreter can be started, or a module of ``preload`` not be imported
     │   ├── InitializerFailed    the executor's initializer raised: the executor is broken
-    │   ├── AgentFailed          no agent could be started, or the hub itself failed: the executor is broken
+    │   ├── AgentFailed          no agent could be started, or the hub failed: the executor is broken
     │   └── ExecutorTerminated   ``terminate_workers()`` or ``kill_workers()`` ended the task
     ├── TimeoutError
     │   └── TaskTimeout          the task ran longer than its ``time_limit`` and was killed

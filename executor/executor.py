@@ -23,7 +23,7 @@ from executor.errors import SerializationError
 from executor.future import TaskFuture
 from executor.hub import Hub
 from executor.options import DEVNULL, Stream, TaskOptions, make_options, parse_duration
-from executor.outcome import NOTHING, Function, Request, pack_arguments
+from executor.outcome import Function, Request, pack_arguments
 from executor.program import Program
 from worker_agent import processes, protocol
 
@@ -94,7 +94,7 @@ class _Tasks(Executor):
 
         :param timeout: seconds from now until ``TimeoutError``; None: no limit.
         :param chunksize: how many calls make one task (and share one interpreter).
-        :param buffersize: at most so many results are pending, and the iterables are read lazily (as in Python 3.14);
+        :param buffersize: at most so many results are pending, and the iterables are read lazily, as in Python 3.14;
             None: the iterables are read at once.
         :raises ValueError, TypeError: a chunksize or buffersize below 1, or a buffersize that is no int.
         """

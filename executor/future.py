@@ -245,7 +245,7 @@ class TaskFuture(Future[Any]):
         """Wake those who wait (the standard library leaves some of them asleep) and run the callbacks."""
         self._control = None
         self.set_running_or_notify_cancel()
-        self._invoke_callbacks()  # type: ignore[attr-defined]
+        self._invoke_callbacks()
 
     def claim(self, attempt: int, host: str) -> bool:
         """An agent is about to get the task; False if it was cancelled. From now on a cancel asks the agent."""

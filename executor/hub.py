@@ -8,6 +8,7 @@ The user's code never runs here. If this thread fails, every future is told befo
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import queue
@@ -109,10 +110,8 @@ class Hub:
         self._wake()
 
     def _wake(self) -> None:
-        try:
+        with contextlib.suppress(OSError):  # the hub has ended and closed it
             os.eventfd_write(self._wake_fd, 1)
-        except OSError:
-            pass  # the hub has ended and closed it
 
     def withdraw(self, task_id: int) -> None:
         """A task was cancelled before it was sent."""
@@ -303,7 +302,8 @@ class Hub:
         request: Request = task.body
         if not request.future.claim(task.attempt, worker.host):
             # cancelled since: it never reaches the agent, so the answer is known
-            self._perform(self._core.receive(effect.worker, [protocol.Finished(task.id, task.attempt, protocol.KILLED)]))
+            ended = protocol.Finished(task.id, task.attempt, protocol.KILLED)
+            self._perform(self._core.receive(effect.worker, [ended]))
             return
         function = request.function
         if function is not None and function.id not in worker.functions:
@@ -403,12 +403,13 @@ class Hub:
                 self._perform(self._core.cancel(task.id))
 
     def _terminate(self, number: int, grace: float) -> None:
-        self.broken = self.broken or ExecutorTerminated("the executor was terminated by terminate_workers() or kill_workers()")
+        self.broken = self.broken or ExecutorTerminated("terminate_workers() or kill_workers() has ended the executor")
         for worker in self._workers.values():
             worker.outbox.append(protocol.Stop(number, grace))
         self._closing = True
         for task in list(self._core.tasks.values()):
-            self._settle(task, ExecutorTerminated(f"{task.body.future!r} was ended by terminate_workers() or kill_workers()"))
+            text = f"terminate_workers() or kill_workers() has ended {task.body.future!r}"
+            self._settle(task, ExecutorTerminated(text))
         self._core = Scheduler()
 
     # --- agents -------------------------------------------------------------------------------------------------------
@@ -433,7 +434,8 @@ class Hub:
         self._forget_agent(worker)
         worker.launch.wait(STOP_PATIENCE)
         status = worker.launch.process.returncode
-        reason = f"the agent on {worker.host or 'this machine'} (process {worker.launch.process.pid}) ended with {status}"
+        where = f"{worker.host or 'this machine'} (process {worker.launch.process.pid})"
+        reason = f"the agent on {where} ended with status {status}"
         text = worker.launch.log_tail()
         if not worker.identity:
             self._failed_launches += 1

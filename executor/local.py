@@ -16,19 +16,20 @@ _SCRIPT = os.path.abspath(interpreter.__file__)
 #: The longest path that a unix socket can have.
 _SOCKET_PATH_LIMIT = 107
 _LOG_TAIL = 4000
+_MEMORY = "/dev/shm"  # noqa: S108  nothing is made there but by mkdtemp
 
 
 class SessionDirectories:
     """The private directories of a session: for the socket and the log, and for payloads.
 
-    They lie in memory (``/dev/shm``) where the node has that, and payloads that do not fit there go to the directory for
-    temporary files. ``mkdtemp`` makes them 0700 and unguessable, whatever the umask.
+    They lie in memory (``/dev/shm``) where the node has that, and payloads that do not fit there go to the directory
+    for temporary files. ``mkdtemp`` makes them 0700 and unguessable, whatever the umask.
     """
 
     def __init__(self) -> None:
-        shared = "/dev/shm"
-        places = [shared] if os.access(shared, os.W_OK | os.X_OK) else []
-        self.stores = [tempfile.mkdtemp(prefix="hpc-executor-", dir=place) for place in [*places, tempfile.gettempdir()]]
+        places = [_MEMORY] if os.access(_MEMORY, os.W_OK | os.X_OK) else []
+        places.append(tempfile.gettempdir())
+        self.stores = [tempfile.mkdtemp(prefix="hpc-executor-", dir=place) for place in places]
         self.main = self.stores[0]
         if len(self.endpoint_path) > _SOCKET_PATH_LIMIT:
             self.remove()

@@ -1,7 +1,7 @@
 """Calls to bytes, and outcomes of attempts to results and exceptions. The only place on this side that pickles.
 
-Everything goes by cloudpickle, so that lambdas, closures and classes of ``__main__`` travel. Two short cuts give the same
-bytes for less: arguments of plain types need no more than the standard pickler, and a function whose pickle cannot have
+Everything goes by cloudpickle, so that lambdas, closures and classes of ``__main__`` travel. Two short cuts give the
+same bytes for less: arguments of plain types need no more than the standard pickler, and a function whose pickle cannot have
 changed since the last time is not pickled again.
 """
 
@@ -38,8 +38,8 @@ from executor.errors import (
     with_stderr,
 )
 from executor.future import TaskFuture
-from executor.payloads import Payloads
 from executor.options import TaskOptions
+from executor.payloads import Payloads
 from executor.program import Program, check_completed, explain_not_started
 from worker_agent import protocol, runner, store
 
@@ -366,7 +366,7 @@ def unpack(request: Request, outcome: object) -> tuple[Any, BaseException | None
 
 
 def plain_value(finished: protocol.Finished) -> tuple[bool, Any]:
-    """Whether the outcome is a value that can be unpickled anywhere, since no code of the user's runs; and the value."""
+    """Whether the outcome is a value whose unpickling runs none of the user's code; and that value."""
     if finished.end == protocol.VALUE and finished.body[:1] == runner.PLAIN:
         return True, pickle.loads(memoryview(finished.body)[1:])
     return False, None

@@ -9,6 +9,7 @@ It is a sub-reaper: whatever a task leaves behind becomes its child, is found by
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import signal
@@ -23,7 +24,7 @@ from worker_agent import processes, protocol, runner
 from worker_agent.attempt import Attempt, State
 from worker_agent.lane import Lane
 from worker_agent.loop import Loop
-from worker_agent.programs import Programs
+from worker_agent.programs import Programs, task_identity
 
 #: Reports of small tasks are gathered for so many seconds while others run, so that a frame holds many.
 GATHER = 0.001
@@ -86,12 +87,11 @@ class Agent:
         self._hub.setsockopt(zmq.RCVHWM, 0)
         self._hub.connect(self._connection.endpoint)
         self.loop.watch(int(self._hub.getsockopt(zmq.FD)), lambda: None)
-        self.report(
-            protocol.Hello(
-                launch=self._connection.launch, host=socket.gethostname(), pid=os.getpid(),
-                python=platform.python_version(), slots=self._connection.slots,
-            )  # fmt: skip
-        )
+        hello = protocol.Hello(
+            launch=self._connection.launch, host=socket.gethostname(), pid=os.getpid(),
+            python=platform.python_version(), slots=self._connection.slots,
+        )  # fmt: skip
+        self.report(hello)
         self._flush()
 
     def _watch_client(self) -> None:
@@ -297,11 +297,11 @@ class Agent:
         """
         sessions = {attempt.pid for attempt in self.programs.running_attempts()}
         for pid in processes.children(os.getpid()):
-            if pid not in self.programs and not any(lane.owns(pid) for lane in self._lanes.values()):
-                if not self._belongs_to_running(pid, sessions):
-                    processes.kill_tree(pid, signal.SIGKILL)
-                    processes.kill_group(pid, signal.SIGKILL)
-                    _kill(pid)
+            known = pid in self.programs or any(lane.owns(pid) for lane in self._lanes.values())
+            if not known and not self._belongs_to_running(pid, sessions):
+                processes.kill_tree(pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
     def _belongs_to_running(self, pid: int, sessions: set[int]) -> bool:
         try:
@@ -312,20 +312,7 @@ class Agent:
         except OSError:
             return False
         for attempt in self.programs.running_attempts():
-            marks = [f"{name}={value}".encode() for name, value in _identity(attempt)]
+            marks = [f"{name}={value}".encode() for name, value in task_identity(attempt.order).items()]
             if all(mark in variables for mark in marks):
                 return attempt.state is not State.ENDED
         return False
-
-
-def _identity(attempt: Attempt) -> list[tuple[str, str]]:
-    from worker_agent.programs import task_identity
-
-    return list(task_identity(attempt.order).items())
-
-
-def _kill(pid: int) -> None:
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass  # it ended by itself

@@ -11,7 +11,6 @@ from worker_agent.loop import Timer
 from worker_agent.output import HeadTail
 
 
-
 class Reporter(Protocol):
     """Where an attempt's story goes."""
 
@@ -93,12 +92,11 @@ class Attempt:
         self.state = State.ENDED
         self.ended = self.ended or time.time()
         self.stop_timers()
-        self._reporter.report(
-            protocol.Finished(
-                self.order.task, self.order.attempt, self.end or end, body, returncode, self.pid, self.started,
-                self.ended, usage or protocol.Usage(), self._tail(1), self._tail(2),
-            )  # fmt: skip
-        )
+        finished = protocol.Finished(
+            self.order.task, self.order.attempt, self.end or end, body, returncode, self.pid, self.started,
+            self.ended, usage or protocol.Usage(), self._tail(1), self._tail(2),
+        )  # fmt: skip
+        self._reporter.report(finished)
 
     def stop_timers(self) -> None:
         """Nothing more is due for it."""

@@ -7,6 +7,10 @@ gets nothing else of the agent's, and it leaves ``__main__`` empty for the user'
 import os
 import sys
 
+TYPE_CHECKING = False  # typing's own costs a new interpreter milliseconds
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 
 def load_package(directory: str) -> None:
     """Make ``worker_agent`` importable although its parent is not on ``sys.path``."""
@@ -21,7 +25,7 @@ def load_package(directory: str) -> None:
     spec.loader.exec_module(package)
 
 
-def hold_fork_hooks():  # type: ignore[no-untyped-def]  # typing costs a fresh interpreter a millisecond
+def hold_fork_hooks() -> "Callable[[], list[dict[str, object]]]":
     """Keep back what the standard library wants done after a fork; gives a function that ends this and tells it.
 
     ``threading`` and ``logging`` repair locks and threads. A template has no other threads and holds no locks: there is

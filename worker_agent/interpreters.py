@@ -9,11 +9,11 @@ task without asking us. They are forked from a template, or (start method "spawn
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import signal
 import socket
-import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -262,10 +262,8 @@ class Interpreters:
 
     def _send_control(self, message: bytes) -> None:
         assert self._control is not None
-        try:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it died, which is seen when it is reaped
             self._control.send(message)
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # the template died; its end is reaped and dealt with in on_exit
 
     # --- reports ------------------------------------------------------------------------------------------------------
 

@@ -81,7 +81,7 @@ class Lane:
             room = min(room, self._host.free_slots())
         offered = False
         while self.queue and room > 0 and pool.offer(self.queue[0], self._task(self.queue[0])):
-            attempt = self.queue.popleft()
+            self.queue.popleft()
             room -= 1
             offered = True
             if pool.fresh:

@@ -61,7 +61,7 @@ def _find_prctl() -> Callable[..., int]:
 
     prctl = ctypes.CDLL(None, use_errno=True).prctl
     prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
-    return prctl  # type: ignore[no-any-return]
+    return prctl
 
 
 def has_children() -> bool:

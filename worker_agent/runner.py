@@ -50,7 +50,7 @@ NO_BUFFERS: list[tuple[str, int]] = []
 class Setup(NamedTuple):
     """What an interpreter is told before its first task.
 
-    ``initializer`` is a pickled ``(function, args)`` or None, ``max_tasks`` 0 for any number, ``stores`` the directories
+    ``initializer`` is a pickled ``(function, args)`` or None, ``max_tasks`` 0 for any number, ``stores`` directories
     for large payloads, ``cloudpickle`` the folder that has it, for environments without it.
     """
 
@@ -361,10 +361,8 @@ def add_hint(error: BaseException) -> None:
 def flush_streams() -> None:
     """Flush what the task printed; a stream that it broke or closed is its own affair."""
     for stream in (sys.stdout, sys.stderr):
-        try:
+        with contextlib.suppress(Exception):  # user code may put anything there
             stream.flush()
-        except Exception:  # noqa: S110  user code may put anything there
-            pass
 
 
 def leave(status: int) -> NoReturn:
@@ -417,7 +415,7 @@ def preload(setup: Setup) -> None:
 def load_cloudpickle(folder: str) -> None:
     """Import cloudpickle, from the agent's ``folder`` if this environment has none."""
     try:
-        import cloudpickle  # noqa: F401
+        import cloudpickle
     except ImportError:
         sys.path.append(folder)
         try:

@@ -1,12 +1,13 @@
 """Large payloads as files in private directories of the node: written once, mapped by whoever reads them.
 
-The directories are the session's own (0700, the first one in memory where the node has ``/dev/shm``), so that nothing is
-left when the session's directory goes. A payload that does not fit into one directory goes into the next.
+The directories are the session's own (0700, the first one in memory where the node has ``/dev/shm``), so that nothing
+is left when they go. A payload that does not fit into one directory goes into the next.
 Standard library only: interpreters that run user code load this.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import mmap
@@ -124,14 +125,12 @@ def map_file(path: str, size: int) -> Buffer:
 
 def remove(path: str) -> None:
     """Remove a stored payload; one that is gone already is fine, since its session's directory may be gone."""
-    try:
+    with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
-    except FileNotFoundError:
-        pass
 
 
 def keep_small_in_band(buffers: list[Buffer]) -> Callable[[Buffer], bool]:
-    """A ``buffer_callback`` for the pickler: large buffers are appended to ``buffers``, small ones stay in the pickle."""
+    """A ``buffer_callback`` for the pickler: large buffers go to ``buffers``, small ones stay in the pickle."""
 
     def callback(buffer: Buffer) -> bool:
         raw = buffer.raw()

@@ -9,7 +9,7 @@ millisecond. It does three things: fork when the agent says so, reap, and tell t
 
 from __future__ import annotations
 
-import _signal
+import _signal  # type: ignore[import-not-found]  # the C module, which the typeshed does not know
 import faulthandler
 import gc
 import os
