@@ -37,8 +37,8 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 __all__ = [
-    "AgentFailed", "EnvironmentFailed", "ExecutorTerminated", "InitializerFailed", "OptionTypeError", "OptionValueError",
-    "ProgramFailed", "ProgramNotStarted", "RemoteError", "RemoteTraceback", "SerializationError",
+    "AgentFailed", "EnvironmentFailed", "ExecutorTerminated", "InitializerFailed", "OptionTypeError",
+    "OptionValueError", "ProgramFailed", "ProgramNotStarted", "RemoteError", "RemoteTraceback", "SerializationError",
     "TaskDied", "TaskKilled", "TaskLost", "TaskTimeout",
 ]  # fmt: skip
 

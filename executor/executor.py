@@ -111,11 +111,12 @@ class HPCExecutor(_Tasks):
     """Runs functions in interpreters of their own, and programs; a drop-in for ``ProcessPoolExecutor``.
 
     :param max_workers: how many tasks run at a time; default: the CPUs that this process may really use.
-    :param mp_context: a multiprocessing context; "spawn" executes each interpreter, any other (and None) forks it from a
-        template interpreter.
+    :param mp_context: a multiprocessing context; "spawn" executes each interpreter, any other (and None) forks it
+        from a template interpreter.
     :param initializer: called as ``initializer(*initargs)`` once in each interpreter. If it raises, the executor is
         broken: :class:`~executor.errors.InitializerFailed`.
-    :param max_tasks_per_child: tasks that an interpreter runs; 1 (default): a fresh one for each task; None: any number.
+    :param max_tasks_per_child: tasks that an interpreter runs; 1 (default): a fresh one for each task; None: any
+        number.
     :param preload: names of modules that the template imports, so that tasks find them there.
     :param kill_grace: seconds between a signal to a task (time limit, kill) and SIGKILL.
     :raises TypeError, ValueError: for arguments that make no sense.
@@ -198,7 +199,8 @@ class HPCExecutor(_Tasks):
             future.set_exception(error)
             return future
         future._control = hub
-        self._hand_over(hub, Task(future.task_id, environment.environment, request, options.retries, options.crash_limit))
+        number = environment.environment
+        self._hand_over(hub, Task(future.task_id, number, request, options.retries, options.crash_limit))
         return future
 
     def _hand_over(self, hub: Hub, task: Task) -> None:
@@ -209,7 +211,7 @@ class HPCExecutor(_Tasks):
 
     def _check_open(self, hub: Hub | None) -> None:
         if self._forked:
-            raise RuntimeError("this HPCExecutor belongs to the process that made it, not to a fork; make a new one here")
+            raise RuntimeError("this HPCExecutor belongs to the process that made it, not to a fork: make one here")
         if hub is not None and hub.broken is not None and not self._shut_down:
             raise type(hub.broken)(*hub.broken.args) from hub.broken
         if self._shut_down:

@@ -1,8 +1,8 @@
 """Calls to bytes, and outcomes of attempts to results and exceptions. The only place on this side that pickles.
 
 Everything goes by cloudpickle, so that lambdas, closures and classes of ``__main__`` travel. Two short cuts give the
-same bytes for less: arguments of plain types need no more than the standard pickler, and a function whose pickle cannot have
-changed since the last time is not pickled again.
+same bytes for less: arguments of plain types need no more than the standard pickler, and a function whose pickle cannot
+have changed since the last time is not pickled again.
 """
 
 from __future__ import annotations

@@ -67,8 +67,8 @@ class Ended(NamedTuple):
     """A call ended with a value or an error, which ``body`` holds.
 
     If the interpreter has taken its next task already, ``next_task`` and ``next_attempt`` name it. ``leaving`` says
-    that this was its last task. With ``printed`` there is output in its pipes; unless it leaves, it waits for its eventfd
-    before it goes on, so that the output is this task's.
+    that this was its last task. With ``printed`` there is output in its pipes; unless it leaves, it waits for its
+    eventfd before it goes on, so that the output is this task's.
     """
 
     task: int
