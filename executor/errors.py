@@ -71,7 +71,7 @@ def describe_end(returncode: int | None) -> str:
     return f"exited with status {returncode}"
 
 
-def with_stderr(text: str, stderr: str, *, lines: int = 10) -> str:
+def with_stderr(text: str, stderr: str, *, lines: int = 25) -> str:
     """``text`` followed by the last ``lines`` lines of ``stderr``, if there are any."""
     tail = stderr.rstrip("\n").splitlines()[-lines:]
     if not tail:

@@ -38,9 +38,15 @@ _executors: weakref.WeakSet[HPCExecutor] = weakref.WeakSet()
 
 
 def _end_all_hubs() -> None:
-    """As the standard library's pools: the end of the interpreter waits for what was submitted."""
+    """As the standard library's pools: the end of the interpreter waits for what was submitted.
+
+    If Ctrl-C ended the program, tasks are ended instead: the terminal's signal does not reach them.
+    """
     hubs = list(_hubs)
+    interrupted = isinstance(getattr(sys, "last_value", None), KeyboardInterrupt)
     for hub in hubs:
+        if interrupted:
+            hub.terminate(signal.SIGTERM, 1.0)
         hub.close()
     for hub in hubs:
         hub.join()
@@ -282,6 +288,13 @@ class HPCExecutor(_Tasks):
         if hub is not None:
             hub.close()
         return hub
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: Any) -> None:
+        """Wait for all tasks, as in the standard library; but after Ctrl-C end them, so that nobody waits for hours."""
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            self.terminate_workers()
+        else:
+            self.shutdown(wait=True)
 
     def terminate_workers(self) -> None:
         """End all tasks (SIGTERM, ``kill_grace`` seconds, SIGKILL) and shut down, as in Python 3.14."""

@@ -49,6 +49,8 @@ class Task:
     crash_limit: int = 5
     #: the number of the current try, 0 before the first
     attempt: int = 0
+    #: a kill is under way: it does not start again
+    doomed: bool = False
     #: how often an agent was lost while this task ran on it
     losses: int = 0
     lane: Lane | None = None
@@ -72,8 +74,9 @@ class TaskClass:
     duration: float | None = None
 
     def measured(self, seconds: float) -> None:
-        """One of its tasks took so long."""
-        self.duration = seconds if self.duration is None else 0.9 * self.duration + 0.1 * seconds
+        """One of its tasks took so long. What no clock can have measured is ignored: clocks are set back."""
+        if 0 <= seconds < MOST_SECONDS:
+            self.duration = seconds if self.duration is None else 0.9 * self.duration + 0.1 * seconds
 
 
 @dataclass(slots=True, eq=False)
@@ -107,11 +110,13 @@ def prefetch(duration: float | None, width: int) -> int:
     Enough to bridge ``BRIDGE`` seconds without asking, at least one for each place, so that a long task's successor is
     there when it ends. Tasks of unknown duration count as long.
     """
-    if not duration or duration >= BRIDGE:
+    if duration is None or duration >= BRIDGE:
         return width
-    return width * min(DEEPEST, int(BRIDGE / duration))
+    return width * int(BRIDGE / max(duration, BRIDGE / DEEPEST))
 
 
+#: No task takes longer: a thousand years.
+MOST_SECONDS = 3.2e10
 #: Seconds of work that an agent holds in advance.
 BRIDGE = 0.02
 #: Tasks that an agent holds in advance for one place of a lane, at most.

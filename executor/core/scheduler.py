@@ -68,7 +68,7 @@ class Scheduler:
         if task.state is TaskState.READY:
             self._resolve(task, protocol.Finished(task.id, task.attempt, protocol.KILLED))
         else:
-            task.retries = 0
+            task.doomed = True
             self._do(effects.KillTask(_lane(task).worker.id, task, signal, grace))
         return self._assign()
 
@@ -123,10 +123,12 @@ class Scheduler:
             self._leave_lane(task)
             self._give_back(task, report.body.decode(errors="replace"))
             return
-        _lane(task).of.measured(report.ended - report.started)
+        if report.started:
+            _lane(task).of.measured(report.ended - report.started)
         self._leave_lane(task)
-        if report.end in _FAILED and task.retries > 0:
+        if report.end in _FAILED and task.retries > 0 and not task.doomed:
             task.retries -= 1
+            self._answer(task, cancelled=False)  # the attempt had started
             self._requeue(task)
         else:
             self._resolve(task, report)
@@ -134,11 +136,10 @@ class Scheduler:
     def _on_recalled(self, task: Task, report: protocol.Recalled) -> None:
         if task.id not in self._recalled:
             return
-        self._recalled.discard(task.id)
+        self._answer(task, report.given_back)
         if report.given_back:
             self._leave_lane(task)
             self._end(task)
-        self._do(effects.Answer(task, report.given_back))
 
     _handlers: ClassVar[dict[type[Any], Callable[[Scheduler, Task, Any], None]]] = {
         protocol.Started: _on_started,
@@ -162,12 +163,15 @@ class Scheduler:
         started = task.state is TaskState.RUNNING
         task.losses += started
         task.lane = None
-        if started and task.losses > task.crash_limit:
+        if task.doomed:
+            self._resolve(task, protocol.Finished(task.id, task.attempt, protocol.KILLED))
+        elif started and task.losses > task.crash_limit:
             self._resolve(task, effects.Lost(reason))
-        elif task.id in self._recalled:
+        elif task.id in self._recalled and not started:
+            self._answer(task, cancelled=True)
             self._end(task)
-            self._do(effects.Answer(task, cancelled=True))
         else:
+            self._answer(task, cancelled=False)
             self._requeue(task)
 
     def _requeue(self, task: Task) -> None:
@@ -181,9 +185,13 @@ class Scheduler:
     def _end(self, task: Task) -> None:
         task.move(TaskState.DONE)  # if it waits in a queue, it leaves that when its turn comes
         self.tasks.pop(task.id, None)
+        self._answer(task, cancelled=False)
+
+    def _answer(self, task: Task, cancelled: bool) -> None:
+        """To whoever asked for a sent task back, if somebody did."""
         if task.id in self._recalled:
             self._recalled.discard(task.id)
-            self._do(effects.Answer(task, cancelled=False))
+            self._do(effects.Answer(task, cancelled))
 
     def _leave_lane(self, task: Task) -> None:
         lane = _lane(task)
@@ -208,7 +216,12 @@ class Scheduler:
         return done
 
     def _waiting_classes(self) -> list[TaskClass]:
-        waiting = [each for each in self.classes.values() if _drop_ended(each)]
+        waiting = []
+        for each in list(self.classes.values()):
+            if _drop_ended(each):
+                waiting.append(each)
+            else:
+                self._forget_class_if_idle(each)
         if len(waiting) > 1:
             waiting.sort(key=lambda each: each.ready[0].id)
         return waiting
