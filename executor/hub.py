@@ -8,7 +8,6 @@ The user's code never runs here. If this thread fails, every future is told befo
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import queue
@@ -78,6 +77,7 @@ class Hub:
         self._core = Scheduler()
         self._inbox: deque[Task | Callable[[], None]] = deque()
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._wake_lock = threading.Lock()
         self._sleeping = False
         self._closing = False
         self._ended = threading.Event()
@@ -110,8 +110,9 @@ class Hub:
         self._wake()
 
     def _wake(self) -> None:
-        with contextlib.suppress(OSError):  # the hub has ended and closed it
-            os.eventfd_write(self._wake_fd, 1)
+        with self._wake_lock:  # once closed, its number may be that of anything
+            if self._wake_fd >= 0:
+                os.eventfd_write(self._wake_fd, 1)
 
     def withdraw(self, task_id: int) -> None:
         """A task was cancelled before it was sent."""
@@ -505,7 +506,9 @@ class Hub:
         self._socket.close()
         self._context.term()
         self._epoll.close()
-        os.close(self._wake_fd)
+        with self._wake_lock:
+            os.close(self._wake_fd)
+            self._wake_fd = -1
         self.directories.remove()
 
     def _fail_leftovers(self) -> None:
