@@ -7,6 +7,7 @@ rest.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import sys
@@ -53,18 +54,23 @@ class Delivery:
         if not self._waiting:
             return None
         now = time.monotonic()
-        if not self._threads or (self._progress == self._seen[0] and now - self._seen[1] >= PATIENCE):
-            self._start_thread()
+        if self._progress == self._seen[0] and now - self._seen[1] >= PATIENCE:
+            self._start_another()
             self._seen = (-1, now)
         if self._progress != self._seen[0]:
             self._seen = (self._progress, now)
         return PATIENCE
 
-    def _start_thread(self) -> None:
+    def start(self) -> None:
+        """Start a thread. Raises RuntimeError if there can be no more: at the end of the interpreter, say."""
+        thread = threading.Thread(target=self._run, name=f"{self._name}-delivery", daemon=True)
+        thread.start()
+        self._threads.append(thread)
+
+    def _start_another(self) -> None:
         if len(self._threads) < MOST_THREADS:
-            thread = threading.Thread(target=self._run, name=f"{self._name}-delivery", daemon=True)
-            self._threads.append(thread)
-            thread.start()
+            with contextlib.suppress(RuntimeError):  # then the others have to do
+                self.start()
 
     def _run(self) -> None:
         more: bool | None = True
@@ -86,8 +92,6 @@ class Delivery:
 
     def close(self) -> None:
         """No more news; the threads end when the queue is empty."""
-        if self._waiting and not self._threads:
-            self._start_thread()
         self._wakes.put(None)
 
     def join(self) -> None:

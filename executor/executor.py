@@ -233,8 +233,8 @@ class HPCExecutor(_Tasks):
 
     def _start_hub(self) -> Hub:
         hub = Hub(self._max_workers, self._kill_grace)
-        _hubs.add(hub)
         hub.start()
+        _hubs.add(hub)
         weakref.finalize(self, _close_unless_forked, os.getpid(), hub).atexit = False
         return hub
 

@@ -96,8 +96,15 @@ class Hub:
     # --- any thread ---------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start the thread, and with it an agent."""
-        self._thread.start()
+        """Start the threads, and with them an agent. Raises AgentFailed if there can be no threads any more."""
+        try:
+            self.delivery.start()
+            self._thread.start()
+        except RuntimeError as error:
+            self.delivery.close()
+            self.directories.remove()
+            self.broken = AgentFailed(f"the executor's threads cannot be started: {error}")
+            raise self.broken from error
 
     def submit(self, task: Task) -> None:
         """A new task."""
@@ -149,9 +156,11 @@ class Hub:
 
     def join(self) -> None:
         """Wait until the hub and its deliveries have ended, unless called from one of their threads."""
-        if threading.current_thread() is not self._thread and not self.delivery.is_own_thread():
+        if threading.current_thread() is self._thread or self.delivery.is_own_thread():
+            return
+        if self._thread.ident is not None:
             self._thread.join()
-            self.delivery.join()
+        self.delivery.join()
 
     def worker_pids(self) -> list[int]:
         """The processes of the agents' supervisors."""
