@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -33,6 +34,8 @@ if sys.platform != "linux":
 #: Variables that an interpreter reads when it starts: a task that changes one needs a template of its own.
 _START_VARIABLES = ("LD_", "PYTHON", "MALLOC_", "GLIBC_TUNABLES")
 
+#: The interpreter ends: no more tasks.
+_exiting = False
 _hubs: weakref.WeakSet[Hub] = weakref.WeakSet()
 _executors: weakref.WeakSet[HPCExecutor] = weakref.WeakSet()
 
@@ -42,6 +45,10 @@ def _end_all_hubs() -> None:
 
     If Ctrl-C ended the program, tasks are ended instead: the terminal's signal does not reach them.
     """
+    global _exiting
+    _exiting = True
+    for executor in list(_executors):
+        executor._open = False
     hubs = list(_hubs)
     interrupted = isinstance(getattr(sys, "last_value", None), KeyboardInterrupt)
     for hub in hubs:
@@ -158,7 +165,7 @@ class HPCExecutor(_Tasks):
         _executors.add(self)
         self._task_numbers = itertools.count(1)
         self._environment_numbers = itertools.count(1)
-        self._surroundings: tuple[str, list[str], dict[bytes, bytes]] = ("", [], {})
+        self._surroundings: tuple[str, list[str], dict[bytes, bytes], bool] = ("", [], {}, False)
         self._environments: dict[tuple[Any, ...], protocol.Prepare] = {}
 
     def _owner(self) -> HPCExecutor:
@@ -218,10 +225,12 @@ class HPCExecutor(_Tasks):
     def _check_open(self, hub: Hub | None) -> None:
         if self._forked:
             raise RuntimeError("this HPCExecutor belongs to the process that made it, not to a fork: make one here")
-        if hub is not None and hub.broken is not None and not self._shut_down:
-            raise type(hub.broken)(*hub.broken.args) from hub.broken
         if self._shut_down:
             raise RuntimeError("cannot schedule new futures after shutdown")
+        if _exiting:
+            raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+        if hub is not None and hub.broken is not None:
+            raise type(hub.broken)(*hub.broken.args) from hub.broken
 
     def _open_hub(self) -> Hub:
         self._check_open(self._hub)  # before the lock: in a fork of the process nobody may ever release that
@@ -243,8 +252,9 @@ class HPCExecutor(_Tasks):
         # the dictionary behind os.environ: to compare it costs a microsecond, to copy os.environ twenty
         variables: dict[bytes, bytes] = os.environ._data  # type: ignore[attr-defined]
         directory = os.getcwd()
-        if self._surroundings != (directory, sys.path, variables):
-            self._surroundings = (directory, list(sys.path), dict(variables))
+        managers = "multiprocessing.managers" in sys.modules
+        if self._surroundings != (directory, sys.path, variables, managers):
+            self._surroundings = (directory, list(sys.path), dict(variables), managers)
             self._environments = {}
         changes = tuple(pair for pair in options.env if pair[0].startswith(_START_VARIABLES)) if options.env else ()
         found = self._environments.get((start, changes))
@@ -260,6 +270,7 @@ class HPCExecutor(_Tasks):
         prepared = protocol.Prepare(
             environment=next(self._environment_numbers), python=_python(), start=start, max_tasks=self._max_tasks or 0,
             cwd=directory, path=list(sys.path), env=env, preload=self._preload, initializer=self._initializer,
+            authkey=_authkey(),
         )  # fmt: skip
         assert self._hub is not None
         self._hub.environments[prepared.environment] = prepared
@@ -404,6 +415,11 @@ def _name(fn: Any) -> str:
     if isinstance(fn, Program):
         return os.path.basename(fn.argv[0])
     return getattr(fn, "__qualname__", None) or type(fn).__qualname__
+
+
+def _authkey() -> bytes | None:
+    """The key by which managers of multiprocessing know their clients, if there are any: proxies may be arguments."""
+    return bytes(multiprocessing.current_process().authkey) if "multiprocessing.managers" in sys.modules else None
 
 
 def _python() -> list[str]:

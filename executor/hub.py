@@ -102,7 +102,7 @@ class Hub:
             self._thread.start()
         except RuntimeError as error:
             self.delivery.close()
-            self.directories.remove()
+            self._give_back()
             self.broken = AgentFailed(f"the executor's threads cannot be started: {error}")
             raise self.broken from error
 
@@ -514,6 +514,10 @@ class Hub:
         self.delivery.close()
         self._socket.close()
         self._context.term()
+        self._give_back()
+
+    def _give_back(self) -> None:
+        """What was made before the thread started."""
         self._epoll.close()
         with self._wake_lock:
             os.close(self._wake_fd)

@@ -205,7 +205,7 @@ class Agent:
         folder = os.path.dirname(os.path.dirname(os.path.abspath(cloudpickle.__file__)))
         return runner.Setup(
             environment.cwd, environment.path, environment.preload, initializer, environment.max_tasks,
-            self._connection.stores, folder,
+            self._connection.stores, folder, environment.authkey,
         )  # fmt: skip
 
     def _on_resize(self, order: protocol.Resize) -> None:

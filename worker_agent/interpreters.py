@@ -14,7 +14,7 @@ import fcntl
 import os
 import signal
 import socket
-from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from worker_agent import channel, processes, protocol, runner
@@ -176,16 +176,10 @@ class Interpreters:
     def _adopt(self, pid: int, fds: list[int]) -> None:
         child = self._children.setdefault(pid, Child(pid))
         for stream, fd in zip((1, 2), fds, strict=False):
-            child.pipes.append(Pipe(self._loop, fd, self._printer(child, stream)))
+            # What a reused interpreter has reported decides whose output it is: that is read first.
+            before = None if self.fresh else self._on_reports
+            child.pipes.append(Pipe(self._loop, fd, partial(child.printed, stream), before))
         child.go = fds[2] if len(fds) > 2 else None
-
-    def _printer(self, child: Child, stream: int) -> Callable[[bytes], None]:
-        def printed(data: bytes) -> None:
-            if child.current is None or not self.fresh:
-                self._on_reports()  # what a reused interpreter has reported since decides whose output this is
-            child.printed(stream, data)
-
-        return printed
 
     # --- tasks --------------------------------------------------------------------------------------------------------
 

@@ -15,17 +15,27 @@ _BLOCK = 64 * 1024
 class Pipe:
     """Hands on what arrives. A background child that keeps the other end open delays nobody."""
 
-    __slots__ = ("_fd", "_loop", "_receive")
+    __slots__ = ("_before", "_fd", "_loop", "_receive")
 
-    def __init__(self, loop: Loop, fd: int, receive: Callable[[bytes], None]) -> None:
+    def __init__(
+        self, loop: Loop, fd: int, receive: Callable[[bytes], None], before: Callable[[], None] | None = None
+    ) -> None:
+        """``before`` is called before what the loop has found is read."""
         self._loop = loop
         self._fd = fd
         self._receive = receive
+        self._before = before
         # An event may be stale: its descriptor was closed, and opened again as ours, within one round of the loop.
         os.set_blocking(fd, False)
         loop.watch(fd, self._on_ready)
 
     def _on_ready(self) -> None:
+        if self._before is not None:
+            self._before()
+        if self._fd >= 0:
+            self._read()
+
+    def _read(self) -> None:
         try:
             data = os.read(self._fd, _BLOCK)
         except BlockingIOError:
@@ -38,13 +48,13 @@ class Pipe:
     def drain(self) -> None:
         """Hand on all that was written so far, without waiting for more."""
         while self._fd >= 0 and unread(self._fd):
-            self._on_ready()
+            self._read()
 
     def finish(self) -> None:
         """Drain, at most one pipe's capacity over what is there, and close."""
         for _ in range(2):
             if self._fd >= 0 and unread(self._fd):
-                self._on_ready()
+                self._read()
         self._close()
 
     def _close(self) -> None:

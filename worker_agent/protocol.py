@@ -94,7 +94,8 @@ class Prepare(msgspec.Struct, array_like=True, frozen=True, tag="prepare", kw_on
 
     ``python`` is the interpreter with its flags. ``start`` is "fork" (from a template), "spawn" (exec for each), or
     "exec": programs, no interpreter at all. ``max_tasks`` is how many tasks an interpreter
-    runs, 0 for any number. ``initializer`` is a pickled ``(function, args)``.
+    runs, 0 for any number. ``initializer`` is a pickled ``(function, args)``. ``authkey`` lets tasks use proxies of
+    multiprocessing's managers.
     """
 
     environment: int
@@ -106,6 +107,7 @@ class Prepare(msgspec.Struct, array_like=True, frozen=True, tag="prepare", kw_on
     env: dict[str, str]
     preload: list[str] = []
     initializer: Payload | None = None
+    authkey: bytes | None = None
 
 
 class Define(msgspec.Struct, array_like=True, frozen=True, tag="define"):

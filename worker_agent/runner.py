@@ -51,7 +51,8 @@ class Setup(NamedTuple):
     """What an interpreter is told before its first task.
 
     ``initializer`` is a pickled ``(function, args)`` or None, ``max_tasks`` 0 for any number, ``stores`` directories
-    for large payloads, ``cloudpickle`` the folder that has it, for environments without it.
+    for large payloads, ``cloudpickle`` the folder that has it, for environments without it. ``authkey`` is the
+    submitter's, if tasks may use proxies of multiprocessing's managers.
     """
 
     cwd: str
@@ -61,6 +62,7 @@ class Setup(NamedTuple):
     max_tasks: int
     stores: list[str]
     cloudpickle: str
+    authkey: bytes | None
 
 
 class Interpreter:
@@ -403,6 +405,10 @@ def prepare(setup: Setup) -> None:
     sys.path[:] = setup.path
     os.chdir(setup.cwd)
     load_cloudpickle(setup.cloudpickle)
+    if setup.authkey is not None:
+        import multiprocessing
+
+        multiprocessing.current_process().authkey = setup.authkey
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # shown as it is printed, not at the end
 
 
