@@ -1,0 +1,179 @@
+"""Install and test on every Python that is here: ``python3 tests/run.py [--python 3.12] [-- PYTEST ARGUMENTS]``.
+
+For each version: a virtual environment in ``.venvs/``, the installation with what the tests need, and pytest. On the
+lowest one also ruff and mypy. One line for each step; the whole output of a step that failed, and then the end.
+Standard library only, and no syntax that an older ``python3`` does not know: it only has to find the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+ROOT = Path(__file__).resolve().parent.parent
+VERSIONS = ("3.11", "3.12", "3.13")
+#: Seconds that a step may take; its output so far is shown then.
+STEP_LIMIT = 600
+#: Says its version, if it is the Python that we want and can make virtual environments.
+PROBE = """
+import sys, sysconfig, ensurepip, venv
+if sys.implementation.name == "cpython" and not sysconfig.get_config_var("Py_GIL_DISABLED"):
+    print("%d.%d" % sys.version_info[:2])
+"""
+
+
+def main() -> None:
+    """All steps on all versions."""
+    wanted, pytest_arguments = read_arguments()
+    pythons = find_pythons(wanted)
+    for number, (version, python) in enumerate(pythons.items()):
+        venv_python = install(version, python)
+        if number == 0:
+            run_step(version, "ruff", [venv_python, "-m", "ruff", "check", "--extend-exclude", ".venvs"])
+            run_step(version, "mypy", [venv_python, "-m", "mypy"])
+        # a test that hangs shows where, long before the step's limit
+        pytest = [venv_python, "-m", "pytest", "-o", "faulthandler_timeout=120", *pytest_arguments]
+        run_step(version, "pytest", pytest, show_last_line=True)
+    say(f"All passed on Python {', '.join(pythons)}.")
+
+
+def read_arguments() -> tuple[list[str], list[str]]:
+    """The versions that are wanted, and pytest's arguments."""
+    ours, theirs = sys.argv[1:], []  # type: list[str], list[str]
+    if "--" in ours:
+        cut = ours.index("--")
+        ours, theirs = ours[:cut], ours[cut + 1 :]
+    parser = argparse.ArgumentParser(
+        usage="python3 tests/run.py [--python VERSION] [-- PYTEST ARGUMENTS]", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--python", metavar="VERSION", action="append", choices=VERSIONS, help="run only this one")
+    return parser.parse_args(ours).python or list(VERSIONS), theirs
+
+
+# --- Pythons ----------------------------------------------------------------------------------------------------------
+
+
+def find_pythons(wanted: list[str]) -> dict[str, str]:
+    """For each version an interpreter that runs. Ends the run if there is none at all."""
+    found = {}
+    for version in wanted:
+        python = find_python(version)
+        if python is None:
+            say(f"{version}  not found: left out (no python{version} that runs and can make virtual environments)")
+        else:
+            found[version] = python
+    if not found:
+        fail(f"No Python of {', '.join(wanted)} was found; install one of them, with venv and ensurepip.")
+    return found
+
+
+def find_python(version: str) -> str | None:
+    """The first interpreter of this version that really runs: pyenv's shims may exist and fail."""
+    return next((python for python in candidates(version) if version_of(python) == version), None)
+
+
+def candidates(version: str) -> Iterator[str]:
+    """Where it may be: on PATH, with pyenv, and what runs this."""
+    for folder in os.environ.get("PATH", os.defpath).split(os.pathsep):
+        yield os.path.join(folder, "python" + version)
+    if shutil.which("pyenv"):
+        pyenv_root = subprocess.run(["pyenv", "root"], stdout=subprocess.PIPE, text=True, check=False)
+        yield from map(str, sorted(Path(pyenv_root.stdout.strip()).glob(f"versions/{version}*/bin/python")))
+    yield sys.executable
+
+
+def version_of(python: str) -> str:
+    """What the interpreter says, or nothing."""
+    try:
+        done = subprocess.run(
+            [python, "-c", PROBE], env=environment(), cwd=ROOT, timeout=60, check=False,
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
+
+
+def install(version: str, python: str) -> str:
+    """A virtual environment with the package in it, in place, and the tests' needs; gives its interpreter."""
+    folder = ROOT / ".venvs" / version
+    venv_python = str(folder / "bin" / "python")
+    stamp, content = folder / "installed", hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest()
+    if stamp.exists() and stamp.read_text() == content and version_of(venv_python) == version:
+        say(f"{version}  install  as before")
+        return venv_python
+    run_step(version, "venv", [python, "-m", "venv", "--clear", str(folder)])
+    command = [venv_python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-e", ".[test]"]
+    run_step(version, "install", command, tries=2)  # networks fail
+    stamp.write_text(content)
+    return venv_python
+
+
+def environment() -> dict[str, str]:
+    """The variables without those that would make another Python of it."""
+    left_out = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
+    return {**{key: value for key, value in os.environ.items() if key not in left_out}, "PYTHONUNBUFFERED": "1"}
+
+
+# --- steps ------------------------------------------------------------------------------------------------------------
+
+
+def run_step(version: str, name: str, command: list[str], show_last_line: bool = False, tries: int = 1) -> None:
+    """Run a command; one line if it succeeds, else all of its output and the end of this run."""
+    start = time.monotonic()
+    for _ in range(tries):
+        status, output = run(command)
+        if status == 0:
+            break
+    seconds = time.monotonic() - start
+    if status != 0:
+        say(output.rstrip())
+        fail(f"{version}  {name} failed ({status}) after {seconds:.0f} s: {' '.join(map(str, command))}")
+    last = "  " + output.rstrip().rpartition("\n")[2] if show_last_line else ""
+    say(f"{version}  {name:<8} {seconds:5.1f} s{last}")
+
+
+def run(command: list[str]) -> tuple[int | str, str]:
+    """The command's status (or why it was ended) and its output."""
+    with tempfile.TemporaryFile() as file:  # not a pipe, which a process that is left behind would keep open
+        process = subprocess.Popen(
+            command, cwd=str(ROOT), env=environment(), stdin=subprocess.DEVNULL, stdout=file, stderr=file,
+            start_new_session=True,
+        )  # fmt: skip
+        status: int | str
+        try:
+            status = process.wait(STEP_LIMIT)
+        except subprocess.TimeoutExpired:
+            status = f"ended after {STEP_LIMIT} s"
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        file.seek(0)
+        return status, file.read().decode(errors="replace")
+
+
+def say(text: str) -> None:
+    """To stdout, at once."""
+    print(text, flush=True)
+
+
+def fail(text: str) -> NoReturn:
+    """The end."""
+    say(text)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
