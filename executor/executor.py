@@ -212,8 +212,9 @@ class HPCExecutor(_Tasks):
             future.set_exception(error)
             return future
         future._control = hub
-        number = environment.environment
-        self._hand_over(hub, Task(future.task_id, number, request, options.retries, options.crash_limit))
+        # with check=False no status of a program is a failure
+        retries = options.retries if program is None or program.check else 0
+        self._hand_over(hub, Task(future.task_id, environment.environment, request, retries, options.crash_limit))
         return future
 
     def _hand_over(self, hub: Hub, task: Task) -> None:
@@ -270,7 +271,7 @@ class HPCExecutor(_Tasks):
         prepared = protocol.Prepare(
             environment=next(self._environment_numbers), python=_python(), start=start, max_tasks=self._max_tasks or 0,
             cwd=directory, path=list(sys.path), env=env, preload=self._preload, initializer=self._initializer,
-            authkey=_authkey(),
+            authkey=_authkey(), argv=list(sys.argv),
         )  # fmt: skip
         assert self._hub is not None
         self._hub.environments[prepared.environment] = prepared

@@ -28,8 +28,8 @@ from executor.core import effects
 from executor.core.model import Task, WorkerId
 from executor.core.scheduler import Scheduler
 from executor.delivery import CANCELLED, Delivery, settle_at_once
-from executor.errors import AgentFailed, ExecutorTerminated
-from executor.outcome import Function, Functions, Request, refused
+from executor.errors import AgentFailed, ExecutorTerminated, InitializerFailed
+from executor.outcome import Function, Functions, Request
 from executor.payloads import Payloads
 from worker_agent import protocol
 
@@ -282,8 +282,8 @@ class Hub:
         self._perform(self._core.receive(worker.id, reports))
 
     def _note_unprepared(self, report: protocol.Unprepared) -> None:
-        if self.environments[report.environment].initializer is not None:
-            self._fail(refused(effects.Refused(report.text, report.error)), None)
+        if report.error and self.environments[report.environment].initializer is not None:
+            self.broken = InitializerFailed(f"{report.text}; the executor takes no more tasks")
 
     def _flush(self) -> None:
         for worker in self._workers.values():

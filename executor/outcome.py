@@ -360,7 +360,7 @@ def unpack(request: Request, outcome: object) -> tuple[Any, BaseException | None
         return _load_value(request.future, outcome.body)
     if outcome.end == protocol.ERROR:
         return None, _load_error(request.future, outcome.body)
-    if request.program is not None and outcome.end == protocol.EXITED and outcome.returncode is not None:
+    if request.program is not None and outcome.end == protocol.COMPLETED and outcome.returncode is not None:
         return _completed(request.future, request.program, outcome.returncode)
     return None, _unsuccessful(request, outcome)
 
@@ -453,7 +453,7 @@ def _completed(future: TaskFuture, program: Program, returncode: int) -> tuple[A
 def _unsuccessful(request: Request, outcome: protocol.Finished) -> BaseException:
     future = request.future
     if outcome.end == protocol.NOT_STARTED and request.program is not None:
-        return _not_started(request, request.program, outcome.returncode or 0)
+        return _not_started(request, request.program, outcome)
     if outcome.end == protocol.TIMED_OUT:
         limit = request.options.time_limit or 0.0
         text = with_stderr(f"{describe(future)} ran longer than its time_limit of {limit:g} s", future.stderr)
@@ -473,7 +473,11 @@ def _died(future: TaskFuture, outcome: protocol.Finished) -> TaskDied:
     )  # fmt: skip
 
 
-def _not_started(request: Request, program: Program, number: int) -> ProgramNotStarted:
+def _not_started(request: Request, program: Program, outcome: protocol.Finished) -> ProgramNotStarted:
+    number = outcome.returncode or 0
+    if outcome.body:
+        text = f"{describe(request.future)}: cannot start {program.argv[0]!r}: {outcome.body.decode(errors='replace')}"
+        return ProgramNotStarted(number, text, program.argv[0])
     env = {**request.environment.env, **{name: text for name, text in request.options.env if text is not None}}
     cwd = request.options.cwd or request.environment.cwd
     sentence = explain_not_started(program.argv[0], number, cwd, env.get("PATH"))

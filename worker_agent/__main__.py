@@ -12,7 +12,10 @@ from worker_agent import protocol, supervisor
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Read the connection data, then supervise an agent that uses it. ``arguments`` default to those of the process."""
-    connection = protocol.read_connection(_connection_data(arguments))
+    data = _connection_data(arguments)
+    if not data:
+        sys.exit("there is no connection data: the client has ended")
+    connection = protocol.read_connection(data)
     sys.path.extend(folder for folder in connection.path if folder not in sys.path)
     _detach_stdin()
     supervisor.supervise(

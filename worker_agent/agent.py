@@ -152,8 +152,7 @@ class Agent:
                 continue
             for order in orders.messages:
                 self._handlers[type(order)](order)
-            for lane in self._lanes.values():
-                lane.start_ready()
+            self.start_ready()
 
     def _flush(self) -> None:
         """Send what there is to say; while small tasks follow each other, at most once in ``GATHER`` seconds."""
@@ -205,7 +204,7 @@ class Agent:
         folder = os.path.dirname(os.path.dirname(os.path.abspath(cloudpickle.__file__)))
         return runner.Setup(
             environment.cwd, environment.path, environment.preload, initializer, environment.max_tasks,
-            self._connection.stores, folder, environment.authkey,
+            self._connection.stores, folder, environment.authkey, environment.argv,
         )  # fmt: skip
 
     def _on_resize(self, order: protocol.Resize) -> None:
@@ -254,6 +253,12 @@ class Agent:
     def free_slots(self) -> int:
         """How many more tasks may run now."""
         return self._connection.slots - sum(lane.running for lane in self._lanes.values())
+
+    def start_ready(self) -> None:
+        """Let every lane start what it can."""
+        for lane in self._lanes.values():
+            if lane.queue:
+                lane.start_ready()
 
     def forget(self, attempt: Attempt) -> None:
         """The attempt has ended, and its process with it."""

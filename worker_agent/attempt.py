@@ -89,6 +89,8 @@ class Attempt:
         """Report the end, once. An end that we caused keeps its cause whatever the process then did."""
         if self.state is State.ENDED:
             return
+        if end == protocol.LOST:
+            self.announce()  # that it had started counts
         self.state = State.ENDED
         self.ended = self.ended or time.time()
         self.stop_timers()

@@ -50,6 +50,9 @@ class Owner(Protocol):
     def on_free(self, attempt: Attempt) -> None:
         """What the task occupied is free again."""
 
+    def on_returned(self, attempt: Attempt) -> None:
+        """The task was offered, and nobody took it."""
+
     def on_crash(self) -> None:
         """An interpreter did not end by itself: what it had started is the agent's child now, if it lives."""
 
@@ -397,15 +400,18 @@ class Interpreters:
         if self._closed:
             return
         self._close_control()
-        self._requested = 0
-        self._lose_children()
+        lost = self._lose_children()
         self._failures += 1
         if self._failures < FAILURES_ALLOWED:
+            self._open_sockets()
             self._start_template()
-            self.provide()
-        else:
+        for attempt in lost:
+            attempt.finish(protocol.LOST, body=b"the template interpreter died")
+            self._owner.on_free(attempt)
+        if self._failures >= FAILURES_ALLOWED:
             text = f"the template interpreter {self._environment.python[0]} ended with wait status {status}"
             self._owner.on_unprepared(text, b"")
+        self.provide()
 
     def _close_control(self) -> None:
         if self._control is not None:
@@ -414,25 +420,38 @@ class Interpreters:
             self._control.close()
             self._control = None
 
-    def _lose_children(self) -> None:
-        """The interpreters die with their template; their tasks are not to blame and may run again."""
-        for pid, child in list(self._children.items()):
+    def _lose_children(self) -> list[Attempt]:
+        """The interpreters end with their template, before anything new is offered: they would take it.
+
+        Gives the attempts that end with them, which are not to blame and may run again. What none of them had taken
+        goes back to the lane.
+        """
+        for pid in self._children:
             end_by_force(pid)
-            del self._children[pid]
+        waiting = {channel.unpack_task_id(message) for message in self._waiting() if message != channel.RETIRE}
+        lost = [attempt for attempt in self._offered.values() if attempt.task not in waiting]
+        for child in self._children.values():
             child.close()
-            self._busy -= child.current is not None or child.leaving is not None
-            for attempt in (child.current, child.last if child.leaving else None):
-                if attempt is not None:
-                    attempt.finish(protocol.LOST, body=b"the template interpreter died")
-                    self._owner.on_free(attempt)
+            lost += [each for each in (child.current, child.last if child.leaving else None) if each is not None]
+        returned = [attempt for attempt in self._offered.values() if attempt.task in waiting]
+        self._close_sockets()
+        self._children.clear()
+        self._offered.clear()
+        self._busy = self._requested = 0
+        for attempt in reversed(returned):
+            self._owner.on_returned(attempt)
+        return lost
+
+    def _close_sockets(self) -> None:
+        self._loop.unwatch(self._reports.fileno())
+        for end in (self._tasks, self._tasks_end, self._reports, self._reports_end):
+            end.close()
 
     def close(self) -> None:
         """No more tasks: idle interpreters and the template end by themselves at the end of their sockets."""
         self._closed = True
         self._close_control()
-        self._loop.unwatch(self._reports.fileno())
-        for end in (self._tasks, self._tasks_end, self._reports, self._reports_end):
-            end.close()
+        self._close_sockets()
         for child in self._children.values():
             child.close()
 

@@ -28,6 +28,9 @@ class Host(Protocol):
     def free_slots(self) -> int:
         """How many more tasks may run on the agent."""
 
+    def start_ready(self) -> None:
+        """A place is free: let every lane start what it can."""
+
     def report(self, report: protocol.Report) -> None:
         """To the hub."""
 
@@ -106,7 +109,7 @@ class Lane:
             if error.errno in (errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM) and self.running:
                 self.queue.appendleft(attempt)  # the node is short of something: again when a task has ended
                 return
-            attempt.finish(protocol.NOT_STARTED, body=str(error.filename or "").encode(), returncode=error.errno)
+            attempt.finish(protocol.NOT_STARTED, body=_obstacle(attempt, error), returncode=error.errno)
             self._host.forget(attempt)
         else:
             self.running += 1
@@ -135,7 +138,14 @@ class Lane:
         if self._pool is None or self._pool.fresh:
             self.running -= 1
         self._host.forget(attempt)
-        self.start_ready()
+        self._host.start_ready()
+
+    def on_returned(self, attempt: Attempt) -> None:
+        """It waits again, before the others."""
+        attempt.state = State.QUEUED
+        self.queue.appendleft(attempt)
+        if self._pool is None or self._pool.fresh:
+            self.running -= 1
 
     def on_crash(self) -> None:
         """What the process had started is to end with it."""
@@ -190,6 +200,16 @@ class Lane:
         """No more tasks."""
         if self._pool is not None:
             self._pool.close()
+
+
+def _obstacle(attempt: Attempt, error: OSError) -> bytes:
+    """What stood in the way, if it was not the program itself: its directory, or a file for its streams."""
+    command = attempt.order.body
+    assert isinstance(command, protocol.Command)
+    path = str(error.filename or "")
+    if not path or os.path.basename(path) == os.path.basename(command.argv[0]):
+        return b""
+    return f"{error.strerror}: {path!r} (a directory or a file that its options name)".encode(errors="replace")
 
 
 def _plain(payload: protocol.Payload) -> bytes | tuple[str, int]:

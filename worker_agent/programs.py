@@ -12,6 +12,7 @@ from worker_agent import protocol
 from worker_agent.attempt import Attempt
 from worker_agent.loop import Loop
 from worker_agent.pipes import Pipe
+from worker_agent.runner import open_output
 
 FileAction = tuple[int, int, str, int, int] | tuple[int, int, int] | tuple[int, int]
 
@@ -44,7 +45,7 @@ class Programs:
         executable = find_executable(command.argv[0], env)
         with _Descriptors() as descriptors:
             pipes = _captured(attempt.settings, descriptors)
-            actions = [_stdin(command, descriptors), *_outputs(attempt.settings, pipes)]
+            actions = [_stdin(command, descriptors), *_outputs(attempt.settings, pipes, descriptors)]
             pid = os.posix_spawn(
                 executable, command.argv, env,
                 file_actions=actions, setsid=True, setsigmask=[], setsigdef=_RESTORED,
@@ -59,7 +60,7 @@ class Programs:
         attempt, pipes = self._running.pop(pid)
         for pipe in pipes:
             pipe.finish()
-        attempt.finish(protocol.EXITED, returncode=returncode, usage=usage)
+        attempt.finish(protocol.COMPLETED, returncode=returncode, usage=usage)
         self._on_end(attempt)
 
 
@@ -98,7 +99,8 @@ def _stdin(command: protocol.Command, descriptors: _Descriptors) -> FileAction:
             file.write(command.stdin)
         os.lseek(fd, 0, os.SEEK_SET)
         return (os.POSIX_SPAWN_DUP2, fd, 0)
-    return (os.POSIX_SPAWN_OPEN, 0, command.stdin_path or os.devnull, os.O_RDONLY, 0)
+    fd = descriptors.theirs(os.open(command.stdin_path or os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+    return (os.POSIX_SPAWN_DUP2, fd, 0)
 
 
 def _captured(settings: protocol.Settings, descriptors: _Descriptors) -> dict[int, tuple[int, int]]:
@@ -106,7 +108,9 @@ def _captured(settings: protocol.Settings, descriptors: _Descriptors) -> dict[in
     return {stream: descriptors.pipe() for stream, destination in streams.items() if destination is None}
 
 
-def _outputs(settings: protocol.Settings, pipes: Mapping[int, tuple[int, int]]) -> list[FileAction]:
+def _outputs(
+    settings: protocol.Settings, pipes: Mapping[int, tuple[int, int]], descriptors: _Descriptors
+) -> list[FileAction]:
     actions: list[FileAction] = []
     for stream, destination in ((1, settings.stdout), (2, settings.stderr)):
         if stream in pipes:
@@ -114,13 +118,9 @@ def _outputs(settings: protocol.Settings, pipes: Mapping[int, tuple[int, int]]) 
         elif stream == 2 and destination and destination == settings.stdout:
             actions.append((os.POSIX_SPAWN_DUP2, 1, 2))
         else:
-            actions.append(_open_file(stream, destination or os.devnull))
+            fd = descriptors.theirs(open_output(destination or os.devnull))
+            actions.append((os.POSIX_SPAWN_DUP2, fd, stream))
     return actions
-
-
-def _open_file(stream: int, path: str) -> FileAction:
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    return (os.POSIX_SPAWN_OPEN, stream, path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o666)
 
 
 def task_environment(base: Mapping[str, str], attempt: Attempt) -> dict[str, str]:

@@ -95,7 +95,7 @@ class Prepare(msgspec.Struct, array_like=True, frozen=True, tag="prepare", kw_on
     ``python`` is the interpreter with its flags. ``start`` is "fork" (from a template), "spawn" (exec for each), or
     "exec": programs, no interpreter at all. ``max_tasks`` is how many tasks an interpreter
     runs, 0 for any number. ``initializer`` is a pickled ``(function, args)``. ``authkey`` lets tasks use proxies of
-    multiprocessing's managers.
+    multiprocessing's managers; ``argv`` is the submitter's ``sys.argv``.
     """
 
     environment: int
@@ -108,6 +108,7 @@ class Prepare(msgspec.Struct, array_like=True, frozen=True, tag="prepare", kw_on
     preload: list[str] = []
     initializer: Payload | None = None
     authkey: bytes | None = None
+    argv: list[str] = []
 
 
 class Define(msgspec.Struct, array_like=True, frozen=True, tag="define"):
@@ -233,15 +234,18 @@ class Usage(msgspec.Struct, array_like=True, frozen=True):
     max_rss: int = 0
 
 
-#: How an attempt ended. VALUE and ERROR carry the pickled result or exception of a call.
-VALUE, ERROR, EXITED, TIMED_OUT, KILLED, NOT_STARTED, LOST = "value", "error", "exited", "time", "kill", "start", "lost"
+#: How an attempt ended. VALUE and ERROR carry the pickled result or exception of a call; COMPLETED is the end of a
+#: program, EXITED that of an interpreter that had not given a result.
+VALUE, ERROR, COMPLETED, EXITED = "value", "error", "completed", "exited"
+TIMED_OUT, KILLED, NOT_STARTED, LOST = "time", "kill", "start", "lost"
 
 
 class Finished(msgspec.Struct, array_like=True, tag="finished"):
     """How an attempt ended.
 
     ``returncode`` is negative for a signal and None where there is none. ``body`` is the outcome of a call in the form
-    that :mod:`worker_agent.runner` writes, or the sentence for NOT_STARTED (with ``returncode`` the errno) and LOST.
+    that :mod:`worker_agent.runner` writes; for LOST the reason; for NOT_STARTED what stood in the way, if not the
+    program itself, with the errno as ``returncode``.
     """
 
     task: int

@@ -16,6 +16,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import fcntl
+import io
 import json
 import marshal
 import os
@@ -63,6 +64,7 @@ class Setup(NamedTuple):
     stores: list[str]
     cloudpickle: str
     authkey: bytes | None
+    argv: list[str]
 
 
 class Interpreter:
@@ -78,6 +80,9 @@ class Interpreter:
         self._functions: dict[int, Callable[..., Any]] = {}
         self._used = (0.0, 0.0)
         self._retired = False
+        self._main = vars(sys.modules["__main__"])
+        #: names in ``__main__`` that the initializer has given a value: it stays
+        self._initialized: set[str] = set()
 
     def serve(self) -> NoReturn:
         """Run the initializer, then tasks until there are no more; does not return."""
@@ -89,8 +94,11 @@ class Interpreter:
         if self._setup.initializer is None:
             return True
         try:
-            function, args = load(self._setup.initializer, [])
+            function, args = self._load_function(self._setup.initializer)
+            before = dict(self._main)
             function(*args)
+            unset = object()
+            self._initialized = {name for name in self._main if self._main[name] is not before.get(name, unset)}
         except BaseException as error:
             text = f"the initializer raised {type(error).__name__}: {error}"
             self._send(channel.pack_broken(channel.Broken(self._pid, text, dump_error(error, self._setup.stores))))
@@ -119,6 +127,7 @@ class Interpreter:
     def _run(self, task: tuple[Any, ...], leaving: bool) -> tuple[Any, ...] | None:
         """Run one task and report it; gives the next one if that waited, announced by the same report."""
         started = time.time()
+        os.environ["HPC_TASK_ID"], os.environ["HPC_ATTEMPT"] = str(task[0]), str(task[1])
         ok, body = self._execute(*task[2:])
         if os.getpid() != self._pid:
             os._exit(0)  # a fork made by the user's code came out of the call too: the outcome is not its to report
@@ -144,10 +153,15 @@ class Interpreter:
         self, function_id: int, function: Any, args: Any, buffers: list[tuple[str, int]], chunk: bool,
         cwd: str | None, env: dict[str, str | None], stdout: str | None, stderr: str | None,
     ) -> tuple[bool, bytes]:  # fmt: skip
-        if not (cwd or env or stdout is not None or stderr is not None):
-            return self._call(function_id, function, args, buffers, chunk)
-        with self._surroundings(cwd, env, stdout, stderr):
-            return self._call(function_id, function, args, buffers, chunk)
+        try:
+            if not (cwd or env or stdout is not None or stderr is not None):
+                value = self._call(function_id, function, args, buffers, chunk)
+            else:
+                with self._surroundings(cwd, env, stdout, stderr):
+                    value = self._call(function_id, function, args, buffers, chunk)
+        except BaseException as error:
+            return False, dump_error(error, self._setup.stores)
+        return dump_value(value, self._setup.stores)
 
     @contextlib.contextmanager
     def _surroundings(
@@ -170,25 +184,33 @@ class Interpreter:
 
     def _call(
         self, function_id: int, packed: Any, args: Any, buffers: list[tuple[str, int]], chunk: bool
-    ) -> tuple[bool, bytes]:
-        try:
-            function = self._function(function_id, packed)
-            arguments = load(args, buffers)
-            if chunk:
-                value: Any = [function(*args) for args in arguments]
-            else:
-                value = function(*arguments[0], **arguments[1])
-        except BaseException as error:
-            return False, dump_error(error, self._setup.stores)
-        return dump_value(value, self._setup.stores)
+    ) -> Any:
+        function = self._function(function_id, packed)
+        arguments = load(args, buffers)
+        if chunk:
+            return [function(*each) for each in arguments]
+        return function(*arguments[0], **arguments[1])
 
     def _function(self, function_id: int, packed: Any) -> Callable[..., Any]:
         function = self._functions.get(function_id)
         if function is None:
-            function = load(packed, NO_BUFFERS)
+            function = self._load_function(packed)
             if len(self._functions) >= _FUNCTIONS_KEPT:
                 self._functions.clear()
             self._functions[function_id] = function
+        return function
+
+    def _load_function(self, packed: Any) -> Any:
+        """Unpickle a function. With an initializer, functions of ``__main__`` share their globals.
+
+        cloudpickle gives the functions of each pickle globals of their own; but what an initializer sets, tasks are to
+        find, as in a process that has imported the script.
+        """
+        if self._setup.initializer is None or not isinstance(packed, bytes) or b"_make_function" not in packed:
+            return load(packed, NO_BUFFERS)
+        kept = {name: self._main[name] for name in self._initialized}
+        function = SharingUnpickler(io.BytesIO(packed)).load()
+        self._main.update(kept)
         return function
 
     def _take_waiting(self) -> tuple[Any, ...] | None:
@@ -217,6 +239,22 @@ class Interpreter:
         os._exit(NO_AGENT)
 
 
+class SharingUnpickler(pickle.Unpickler):
+    """Unpickles functions that cloudpickle took from ``__main__`` so that they belong to this ``__main__``."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """As usual, but for the maker of functions."""
+        found = super().find_class(module, name)
+        if name != "_make_function":
+            return found
+
+        def make(code: Any, names: dict[str, Any], *rest: Any) -> Any:
+            shared = vars(sys.modules["__main__"]) if names.get("__name__") == "__main__" else names
+            return found(code, shared, *rest)
+
+        return make
+
+
 def unread(fd: int) -> bool:
     """Whether bytes that were written to the pipe ``fd`` wait to be read at its other end."""
     try:
@@ -229,8 +267,12 @@ def unread(fd: int) -> bool:
 def enter(cwd: str | None, env: dict[str, str | None]) -> None:
     """Go to the task's directory, made if missing, and set its variables; None as a value unsets one."""
     if cwd is not None:
-        os.makedirs(cwd, exist_ok=True)
-        os.chdir(cwd)
+        try:
+            os.makedirs(cwd, exist_ok=True)
+            os.chdir(cwd)
+        except OSError as error:
+            error.add_note(f"(it is the task's directory that cannot be made or entered: cwd={cwd!r})")
+            raise
     for name, value in env.items():
         if value is None:
             os.environ.pop(name, None)
@@ -335,9 +377,11 @@ def describe_error(error: BaseException) -> tuple[Any, ...]:
 
 
 def format_error(error: BaseException) -> str:
-    """The traceback as text, without the frame of this file at its top; never raises."""
+    """The traceback as text, without the frames of this file at its top; never raises."""
     try:
-        frames = error.__traceback__.tb_next if error.__traceback__ else None
+        frames = error.__traceback__
+        while frames is not None and frames.tb_next is not None and frames.tb_frame.f_code.co_filename == __file__:
+            frames = frames.tb_next
         return "".join(traceback.format_exception(type(error), error, frames))
     except BaseException as trouble:
         return f"(the traceback of {type(error).__name__} cannot be formatted: {type(trouble).__name__})"
@@ -403,6 +447,7 @@ def run_exit_functions() -> None:
 def prepare(setup: Setup) -> None:
     """Give this interpreter the submitter's ``sys.path`` and directory, and cloudpickle."""
     sys.path[:] = setup.path
+    sys.argv[:] = setup.argv
     os.chdir(setup.cwd)
     load_cloudpickle(setup.cloudpickle)
     if setup.authkey is not None:

@@ -80,14 +80,15 @@ class Scheduler:
         return self._assign()
 
     def lost(self, worker_id: WorkerId, reason: str) -> list[Effect]:
-        """A worker is gone, with all that ran on it: what had started counts against ``crash_limit``."""
+        """A worker is gone, with all that ran on it: what may have started counts against ``crash_limit``."""
         worker = self.workers.pop(worker_id, None)
         if worker is None:
             return []
         for lane in worker.lanes.values():
             lane.of.lanes.remove(lane)
-            for task in reversed(lane.sent.values()):
-                self._give_back(task, reason)
+            # A start is reported a moment after it: the first ones may have started, and count as if they had.
+            for position, task in reversed(list(enumerate(lane.sent.values()))):
+                self._give_back(task, reason, started=position < lane.width or task.state is TaskState.RUNNING)
             lane.sent.clear()
         return self._assign()
 
@@ -121,12 +122,13 @@ class Scheduler:
     def _on_finished(self, task: Task, report: protocol.Finished) -> None:
         if report.end == protocol.LOST:
             self._leave_lane(task)
-            self._give_back(task, report.body.decode(errors="replace"))
+            reason = report.body.decode(errors="replace")
+            self._give_back(task, reason, started=task.state is TaskState.RUNNING)
             return
         if report.started:
             _lane(task).of.measured(report.ended - report.started)
         self._leave_lane(task)
-        if report.end in _FAILED and task.retries > 0 and not task.doomed:
+        if _has_failed(report) and task.retries > 0 and not task.doomed:
             task.retries -= 1
             self._answer(task, cancelled=False)  # the attempt had started
             self._requeue(task)
@@ -158,16 +160,15 @@ class Scheduler:
 
     # --- tasks --------------------------------------------------------------------------------------------------------
 
-    def _give_back(self, task: Task, reason: str) -> None:
-        """Its agent is gone. One that had started may have done so at most ``crash_limit`` times."""
-        started = task.state is TaskState.RUNNING
+    def _give_back(self, task: Task, reason: str, started: bool) -> None:
+        """Its agent is gone. One that had started may be lost at most ``crash_limit`` times."""
         task.losses += started
         task.lane = None
         if task.doomed:
             self._resolve(task, protocol.Finished(task.id, task.attempt, protocol.KILLED))
         elif started and task.losses > task.crash_limit:
             self._resolve(task, effects.Lost(reason))
-        elif task.id in self._recalled and not started:
+        elif task.id in self._recalled and task.state is TaskState.SENT:
             self._answer(task, cancelled=True)
             self._end(task)
         else:
@@ -311,6 +312,10 @@ class Scheduler:
             waits = any(task.state is TaskState.READY for task in each.ready)
             idle = any(len(lane.sent) < lane.width for lane in each.lanes)
             assert not (waits and idle), f"environment {each.environment}: tasks wait beside idle places"
+
+
+def _has_failed(report: protocol.Finished) -> bool:
+    return report.end in _FAILED or (report.end == protocol.COMPLETED and report.returncode != 0)
 
 
 def _lane(task: Task) -> Lane:
