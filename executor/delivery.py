@@ -17,6 +17,7 @@ from collections import deque
 from typing import Any
 
 from executor import outcome
+from executor.errors import RemoteError
 from executor.options import FORWARD
 from executor.outcome import Request
 from worker_agent.protocol import Finished, Output, Started
@@ -40,6 +41,7 @@ class Delivery:
         self._waiting: deque[tuple[Request, Any]] = deque()
         #: one entry for each batch, to wake a thread; None at the end
         self._wakes: queue.SimpleQueue[bool | None] = queue.SimpleQueue()
+        self._emptied = threading.Event()
         self._threads: list[threading.Thread] = []
         self._progress = 0
         self._seen = (-1, 0.0)
@@ -89,9 +91,18 @@ class Delivery:
             self._progress += 1
             deliver(*item)
             del item  # a result must not live on because nothing else happens
+        self._emptied.set()
 
     def close(self) -> None:
-        """No more news; the threads end when the queue is empty."""
+        """No more news: wait until the queue is empty, however long the user's code takes, and end the threads.
+
+        A callback that waits for another future is not to wait for ever, so that this looks after the threads.
+        """
+        while self._waiting and self._threads:
+            self._emptied.clear()
+            self.look_after()
+            if self._waiting:
+                self._emptied.wait(PATIENCE)
         self._wakes.put(None)
 
     def join(self) -> None:
@@ -141,10 +152,19 @@ def _settle(request: Request, news: Any) -> None:
         if news.stdout is not None or news.stderr is not None:
             _show_tails(request, news)
         future.tell_end(news)
-    result, error = outcome.unpack(request, news)
+    result, error = _unpack(request, news)
     if type(news) is Finished:
         news.body = b""  # the result has been made of it
     future.settle(result, error)
+
+
+def _unpack(request: Request, news: Any) -> tuple[Any, BaseException | None]:
+    try:
+        return outcome.unpack(request, news)
+    except BaseException as error:
+        log.debug("unpacking the outcome of %r", request.future, exc_info=True)
+        what = f"{outcome.describe(request.future)}: its outcome cannot be rebuilt here"
+        return None, RemoteError(f"{what} ({type(error).__name__})", type_name=type(error).__name__)
 
 
 def _print(request: Request, output: Output) -> None:
@@ -170,5 +190,5 @@ def show(request: Request, stream: int, data: bytes) -> None:
     try:
         target.write(data.decode(errors="replace"))
         target.flush()
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the user's stream: whatever it raises, the task's outcome still arrives
         log.debug("the output of %r could not be shown: %s", request.future, error)

@@ -45,7 +45,7 @@ __all__ = [
 
 def _rebuild(cls: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> BaseException:
     error = cls.__new__(cls, *args)
-    if not isinstance(error, OSError):
+    if not error.args:  # an OSError without an __init__ of its own has made sense of them already
         error.args = args
     error.__dict__.update(state)
     return error
@@ -168,7 +168,7 @@ class ProgramNotStarted(_Rebuilt, OSError):
     """A program is missing or cannot be executed. ``errno`` and ``filename`` as in :class:`OSError`."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), (self.errno, self.strerror, self.filename), {})
+        return _rebuild, (type(self), (self.errno, self.strerror, self.filename), dict(self.__dict__))
 
     def __str__(self) -> str:
         return self.strerror or OSError.__str__(self)

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import cloudpickle
 
 from executor.core.model import Task
-from executor.errors import SerializationError
+from executor.errors import OptionValueError, SerializationError
 from executor.future import TaskFuture
 from executor.hub import Hub
 from executor.options import DEVNULL, Stream, TaskOptions, make_options, parse_duration
@@ -201,7 +201,7 @@ class HPCExecutor(_Tasks):
         request = Request(future, options, view._settings, environment, chunk=chunk)
         try:
             if program is not None:
-                _check_program_call(args, kwargs)
+                _check_program_call(program, args, kwargs)
                 request.program = program
             else:
                 request.function = packed or hub.functions.pack(fn)
@@ -268,10 +268,16 @@ class HPCExecutor(_Tasks):
         for name, text in changes:
             if text is None:
                 env.pop(name, None)
+        raw = {name: text for name, text in env.items() if not (_is_text(name) and _is_text(text))}
+        env = {name: text for name, text in env.items() if name not in raw}
+        if not _is_text(directory):
+            raise OptionValueError(f"the working directory {directory!r} has a name that is not UTF-8: go elsewhere")
         prepared = protocol.Prepare(
             environment=next(self._environment_numbers), python=_python(), start=start, max_tasks=self._max_tasks or 0,
-            cwd=directory, path=list(sys.path), env=env, preload=self._preload, initializer=self._initializer,
-            authkey=_authkey(), argv=list(sys.argv),
+            cwd=directory, path=[each for each in sys.path if _is_text(each)], env=env,
+            raw=[(os.fsencode(name), os.fsencode(text)) for name, text in raw.items()], preload=self._preload,
+            initializer=self._initializer,
+            authkey=_authkey(), argv=[each for each in sys.argv if _is_text(each)],
         )  # fmt: skip
         assert self._hub is not None
         self._hub.environments[prepared.environment] = prepared
@@ -404,7 +410,18 @@ def _check_map(chunksize: int, buffersize: int | None) -> None:
         raise ValueError("buffersize must be None or > 0")
 
 
-def _check_program_call(args: Any, kwargs: dict[str, Any]) -> None:
+def _is_text(value: object) -> bool:
+    """Whether it can be sent as text; file names and variables of other encodings cannot."""
+    try:
+        return isinstance(value, str) and bool(value.encode() or True)
+    except UnicodeEncodeError:
+        return False
+
+
+def _check_program_call(program: Program, args: Any, kwargs: dict[str, Any]) -> None:
+    for position, word in enumerate(program.argv):
+        if not _is_text(word):
+            raise ValueError(f"argv[{position}] of {program!r} is not UTF-8: rename the file, or let a script name it")
     if args or kwargs:
         raise TypeError("a Program takes no arguments when it is called or submitted: they are part of its argv")
 
@@ -429,6 +446,9 @@ def _python() -> list[str]:
 
 
 def _settings(options: TaskOptions, grace: float) -> protocol.Settings | None:
+    for word in (options.cwd, options.stdout, options.stderr, *itertools.chain(*options.env)):
+        if isinstance(word, str) and not _is_text(word):
+            raise OptionValueError(f"an option holds {word!r}, which is not UTF-8 text; rename it")
     made = protocol.Settings(
         env=dict(options.env), cwd=options.cwd, stdout=_destination(options.stdout),
         stderr=_destination(options.stderr), time_limit=options.time_limit, grace=grace,

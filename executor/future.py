@@ -120,9 +120,14 @@ class TaskFuture(Future[Any]):
 
     def result(self, timeout: float | None = None) -> Any:
         """What the call returned, or its exception raised; as in the standard library."""
-        if self._state == FINISHED and self._exception is None:
+        if self._state != FINISHED:
+            super().exception(timeout)  # waits, and raises if it was cancelled
+        if self._exception is None:
             return self._result
-        return super().result(timeout)
+        try:
+            raise self._exception  # whatever its truth value is
+        finally:
+            self = None  # type: ignore[assignment]  # no cycle of the traceback and the future
 
     # --- the story ----------------------------------------------------------------------------------------------------
 
@@ -203,7 +208,7 @@ class TaskFuture(Future[Any]):
             self.announce_cancel()
             return True
         if control is not None and self._state == PENDING and control.recall(self.task_id):
-            return self._cancel_now({PENDING})
+            return self._cancel_now({PENDING, RUNNING})  # the news of a lost attempt's start may be late
         if control is not None and kill and not self.done():
             control.kill(self.task_id, int(signals.SIGTERM), None)
             return self._cancel_now({PENDING, RUNNING})

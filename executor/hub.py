@@ -86,6 +86,7 @@ class Hub:
         self._numbers = iter(range(1, 2**62)).__next__
         #: for the delivery threads, with the end of this step
         self._news: list[tuple[Request, Any]] = []
+        self._cancelled: list[tuple[WorkerId, Task]] = []
         self._by_pidfd: dict[int, Worker] = {}
         self._ended_agents: list[Worker] = []
         self._failed_launches = 0
@@ -304,16 +305,25 @@ class Hub:
     # --- effects ------------------------------------------------------------------------------------------------------
 
     def _perform(self, wanted: list[effects.Effect]) -> None:
-        for effect in wanted:
-            self._performers[type(effect)](self, effect)
+        while wanted:
+            for effect in wanted:
+                self._performers[type(effect)](self, effect)
+            wanted = self._report_cancelled()
+
+    def _report_cancelled(self) -> list[effects.Effect]:
+        """Tasks that were cancelled just before they were sent: they never reach the agent, so the answer is known."""
+        cancelled, self._cancelled = self._cancelled, []
+        wanted: list[effects.Effect] = []
+        for worker, task in cancelled:
+            ended = protocol.Finished(task.id, task.attempt, protocol.KILLED)
+            wanted += self._core.receive(worker, [ended])
+        return wanted
 
     def _on_start(self, effect: effects.Start) -> None:
         worker, task = self._workers[effect.worker], effect.task
         request: Request = task.body
         if not request.future.claim(task.attempt, worker.host):
-            # cancelled since: it never reaches the agent, so the answer is known
-            ended = protocol.Finished(task.id, task.attempt, protocol.KILLED)
-            self._perform(self._core.receive(effect.worker, [ended]))
+            self._cancelled.append((effect.worker, task))
             return
         function = request.function
         if function is not None and function.id not in worker.functions:

@@ -79,8 +79,9 @@ def pack_arguments(
         if len(data) <= store.INLINE_LIMIT:
             return data, NOTHING
     large = tuple(OutOfBand(each) if _is_large_bytes(each) else each for each in args)
+    named = {name: OutOfBand(each) if _is_large_bytes(each) else each for name, each in kwargs.items()}
     try:
-        return pack((large, kwargs), payloads)
+        return pack((large, named), payloads)
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt | OSError):
             raise
@@ -304,13 +305,23 @@ def _collect(function: Any, state: list[Dependency], seen: set[int]) -> bool:
         return False
     names = function.__globals__
     for name in _global_names(function.__code__):
-        if name not in names:
-            continue
-        value = names[name]
-        if len(state) >= _MOST_DEPENDENCIES or not _is_constant(value, state, seen):
+        value = names.get(name, _MISSING)  # what is not there may come: a builtin, or not yet defined
+        if len(state) >= _MOST_DEPENDENCIES or not (value is _MISSING or _is_constant(value, state, seen)):
             return False
         state.append((names, name, value))
+    state.append((_CodeOf(function), "", function.__code__))
     return True
+
+
+class _CodeOf(dict[str, Any]):
+    """A namespace that tells the code of a function as long as it is still a simple one."""
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+
+    def get(self, _: str, default: Any = None) -> Any:
+        """The code, whatever the name."""
+        return self._function.__code__ if _is_simple_function(self._function) else default
 
 
 def _is_simple_function(function: Any) -> bool:
@@ -332,8 +343,10 @@ def _global_names(code: types.CodeType) -> set[str]:
 
 
 def _is_constant(value: Any, state: list[Dependency], seen: set[int]) -> bool:
-    if type(value) in _PLAIN or type(value) in _TEXT or isinstance(value, types.ModuleType):
+    if type(value) in _PLAIN or type(value) in _TEXT:
         return True
+    if isinstance(value, types.ModuleType):
+        return sys.modules.get(value.__name__) is value  # others are pickled with all that is in them
     if isinstance(value, types.BuiltinFunctionType):
         return isinstance(value.__self__, types.ModuleType)
     if type(value) is not types.FunctionType:
@@ -352,7 +365,7 @@ def unpack(request: Request, outcome: object) -> tuple[Any, BaseException | None
     if isinstance(outcome, effects.Lost):
         return None, _lost(request, outcome)
     if isinstance(outcome, effects.Refused):
-        return None, refused(outcome)
+        return None, _refused(request, outcome)
     if isinstance(outcome, BaseException):
         return None, outcome
     assert isinstance(outcome, protocol.Finished)
@@ -367,9 +380,12 @@ def unpack(request: Request, outcome: object) -> tuple[Any, BaseException | None
 
 def plain_value(finished: protocol.Finished) -> tuple[bool, Any]:
     """Whether the outcome is a value whose unpickling runs none of the user's code; and that value."""
-    if finished.end == protocol.VALUE and finished.body[:1] == runner.PLAIN:
+    if finished.end != protocol.VALUE or finished.body[:1] != runner.PLAIN:
+        return False, None
+    try:
         return True, pickle.loads(memoryview(finished.body)[1:])
-    return False, None
+    except Exception:  # garbled: the delivery will say so
+        return False, None
 
 
 def discard(outcome: object) -> None:
@@ -390,6 +406,7 @@ def _load_value(future: TaskFuture, body: bytes) -> tuple[Any, BaseException | N
 def _load_body(body: bytes) -> Any:
     if body[:1] in _INLINE:
         return pickle.loads(memoryview(body)[1:])
+    body = _whole(body)
     files = _files(body)
     try:
         if body[:1] == b"\2":
@@ -403,7 +420,19 @@ def _load_body(body: bytes) -> Any:
 def _files(body: bytes) -> list[tuple[str, int]]:
     if body[:1] in _INLINE:
         return []
+    body = _whole(body)
     return msgspec.json.decode(body[5 : _names_end(body)], type=list[tuple[str, int]])
+
+
+def _whole(body: bytes) -> bytes:
+    """The body itself, if it was too large for a message and lies in a file; that is removed."""
+    if body[:1] != runner.ELSEWHERE:
+        return body
+    path = body[1:].decode()
+    with open(path, "rb") as file:
+        whole = file.read()
+    store.remove(path)
+    return whole
 
 
 def _names_end(body: bytes) -> int:
@@ -414,12 +443,17 @@ def _load_error(future: TaskFuture, body: bytes) -> BaseException:
     try:
         kind, *rest = _load_body(body)
     except BaseException as error:
-        return _not_rebuilt(future, type(error).__name__, str(error), "")
+        return _not_rebuilt(future, type(error).__name__, runner.safe_str(error), "")
     if kind == "remote":
         return _not_rebuilt(future, *rest)
     failure = _unpicklable(future, *rest) if kind == "unpicklable" else _rebuild(future, *rest)
-    failure.__cause__ = RemoteTraceback(f'\n"""\n{describe(future)}:\n{rest[-1]}"""')
+    _set_cause(failure, RemoteTraceback(f'\n"""\n{describe(future)}:\n{rest[-1]}"""'))
     return failure
+
+
+def _set_cause(error: BaseException, cause: BaseException) -> None:
+    """Even if the class of ``error`` forbids to set attributes."""
+    vars(BaseException)["__cause__"].__set__(error, cause)
 
 
 def _unpicklable(future: TaskFuture, type_name: str, reason: str, _: str) -> SerializationError:
@@ -431,7 +465,7 @@ def _rebuild(future: TaskFuture, pickled: bytes, text: str) -> BaseException:
     try:
         error = pickle.loads(pickled)
     except BaseException as trouble:
-        return _not_rebuilt(future, type(trouble).__name__, str(trouble), text)
+        return _not_rebuilt(future, type(trouble).__name__, runner.safe_str(trouble), text)
     if isinstance(error, BaseException):
         return error
     return _not_rebuilt(future, type(error).__name__, repr(error), text)
@@ -492,15 +526,13 @@ def _lost(request: Request, outcome: effects.Lost) -> TaskLost:
     )
 
 
-def refused(outcome: effects.Refused) -> BaseException:
-    """The exception for tasks whose interpreters cannot be had."""
+def _refused(request: Request, outcome: effects.Refused) -> BaseException:
+    """The exception for a task whose interpreters cannot be had."""
     failure: BaseException = EnvironmentFailed(outcome.text)
-    if "initializer" in outcome.text:
+    if outcome.error and request.environment.initializer is not None:
         failure = InitializerFailed(f"{outcome.text}; the executor takes no more tasks")
     if outcome.error:
-        kind, *rest = _load_body(outcome.error)
-        if kind == "error":
-            failure.__cause__ = pickle.loads(rest[0])
+        failure.__cause__ = _load_error(request.future, outcome.error)
     return failure
 
 

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import zmq
 
 from worker_agent import processes, protocol, runner
@@ -41,6 +42,8 @@ class Agent:
         self._connection = connection
         self._epoch = 0
         self._lanes: dict[int, Lane] = {}
+        #: lanes that are to be closed when their last interpreter has left
+        self._closing: set[int] = set()
         self._environments: dict[int, protocol.Prepare] = {}
         self._functions: dict[int, protocol.Payload] = {}
         self._attempts: dict[int, Attempt] = {}
@@ -181,6 +184,9 @@ class Agent:
         self._epoch = order.epoch
 
     def _on_prepare(self, order: protocol.Prepare) -> None:
+        if order.raw:
+            raw = {os.fsdecode(name): os.fsdecode(text) for name, text in order.raw}
+            order = msgspec.structs.replace(order, env={**raw, **order.env}, raw=[])
         self._environments[order.environment] = order
 
     def _on_define(self, order: protocol.Define) -> None:
@@ -211,7 +217,13 @@ class Agent:
         self._lanes[order.lane].resize(order.width)
 
     def _on_close(self, order: protocol.Close) -> None:
-        self._lanes.pop(order.lane).close()
+        self._closing.add(order.lane)
+        self._close_idle_lanes()
+
+    def _close_idle_lanes(self) -> None:
+        for number in [number for number in self._closing if not self._lanes[number].busy]:
+            self._closing.discard(number)
+            self._lanes.pop(number).close()
 
     def _on_run(self, order: protocol.Run) -> None:
         attempt = Attempt(order, self)
@@ -259,6 +271,8 @@ class Agent:
         for lane in self._lanes.values():
             if lane.queue:
                 lane.start_ready()
+        if self._closing:
+            self._close_idle_lanes()
 
     def forget(self, attempt: Attempt) -> None:
         """The attempt has ended, and its process with it."""
@@ -293,6 +307,7 @@ class Agent:
             if lane.owns(pid):
                 lane.reaped(pid, status, usage)
                 return
+        self.kill_strays()  # what it had started is our child now
 
     def kill_strays(self) -> None:
         """End processes that became our children because the task that started them is gone.

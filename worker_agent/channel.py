@@ -15,6 +15,8 @@ import struct
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from worker_agent import store
+
 #: More than any message: an inline payload, an inline function, names of stored buffers.
 MESSAGE_LIMIT = 208 * 1024
 
@@ -23,6 +25,8 @@ _MARSHAL_VERSION = 4
 
 #: In place of a task: whichever interpreter takes this leaves.
 RETIRE = b"retire"
+#: What a message begins with that lies in a file of the session; no marshalled tuple begins so.
+ELSEWHERE = b"@"
 
 FORKED, STARTED, ENDED, EXITED, BROKEN = range(1, 6)
 _FORKED = struct.Struct("<Bq")
@@ -112,13 +116,19 @@ class GarbledReport(ValueError):
     """Bytes on the report socket that are no report."""
 
 
-def pack_task(task: Task) -> bytes:
-    """The message for a task."""
-    return marshal.dumps(tuple(task), _MARSHAL_VERSION)
+def pack_task(task: Task, stores: list[str]) -> bytes:
+    """The message for a task; if that is too large, the name of a file in ``stores`` that holds it."""
+    message = marshal.dumps(tuple(task), _MARSHAL_VERSION)
+    if len(message) <= MESSAGE_LIMIT // 2:
+        return message
+    return ELSEWHERE + store.store(message, stores)[0].encode()
 
 
 def unpack_task(message: bytes) -> tuple[Any, ...]:
     """The fields of a :class:`Task` in a message."""
+    if message[:1] == ELSEWHERE:
+        with open(message[1:], "rb") as file:
+            message = file.read()
     return marshal.loads(message)  # type: ignore[no-any-return]  # noqa: S302  written by pack_task
 
 

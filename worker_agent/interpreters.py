@@ -9,6 +9,7 @@ task without asking us. They are forked from a template, or (start method "spawn
 
 from __future__ import annotations
 
+import array
 import contextlib
 import fcntl
 import os
@@ -63,7 +64,7 @@ class Owner(Protocol):
 class Child:
     """One interpreter."""
 
-    __slots__ = ("current", "early", "go", "last", "leaving", "pid", "pipes")
+    __slots__ = ("current", "doomed", "early", "go", "last", "leaving", "pid", "pipes")
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -72,6 +73,8 @@ class Child:
         self.pipes: list[Pipe] = []
         self.go: int | None = None
         self.leaving: Timer | None = None
+        #: a task of it was to be ended: it runs no more than what it has taken
+        self.doomed = False
         #: what it printed before its first task: streams and blocks
         self.early: list[tuple[int, bytes]] = []
 
@@ -118,6 +121,8 @@ class Interpreters:
         self._requested = 0
         #: interpreters that run a task, or have run their last one and are leaving
         self._busy = 0
+        #: interpreters that were told to leave
+        self._retiring = 0
         self._template: int | None = None
         self._control: socket.socket | None = None
         self._failures = 0
@@ -196,13 +201,14 @@ class Interpreters:
         """How many more tasks may be offered now."""
         if self.fresh:
             return self.width - self._busy - len(self._offered)
-        ahead = min(LOOK_AHEAD_TASKS, int(LOOK_AHEAD / self._duration)) if self._duration else 0
+        shortest = LOOK_AHEAD / LOOK_AHEAD_TASKS
+        ahead = int(LOOK_AHEAD / max(shortest, self._duration)) if self._duration else 0
         return self.width * (1 + ahead) - self._busy - len(self._offered)
 
     def offer(self, attempt: Attempt, task: channel.Task) -> bool:
         """Give a task to whichever interpreter takes it; False if the socket is full for now."""
         try:
-            self._tasks.send(channel.pack_task(task))
+            self._tasks.send(channel.pack_task(task, self._setup.stores))
         except BlockingIOError:
             return False
         attempt.state = State.OFFERED
@@ -224,8 +230,10 @@ class Interpreters:
         """Run ``width`` tasks at a time; idle interpreters beyond that leave."""
         self.width = width
         if not self.fresh:
-            for _ in range(len(self._children) + self._requested - max(width, 0)):
+            surplus = len(self._children) + self._requested - width - self._retiring
+            for _ in range(surplus):
                 self._tasks.send(channel.RETIRE)
+                self._retiring += 1
         self.provide()
 
     def _waiting(self) -> list[bytes]:
@@ -247,7 +255,15 @@ class Interpreters:
             live = self._requested + len(self._children)
             missing = min(len(self._offered) - idle, self.width - live)
         if missing > 0:
-            self._start_more(missing)
+            try:
+                self._start_more(missing)
+            except OSError as error:
+                self._fail_to_start(error)
+
+    def _fail_to_start(self, error: OSError) -> None:
+        self._failures = FAILURES_ALLOWED
+        text = f"the interpreter {self._environment.python[0]!r} cannot be started: {error.strerror or error}"
+        self._owner.on_unprepared(text, b"")
 
     def _start_more(self, number: int) -> None:
         if self._environment.start == "spawn":
@@ -290,16 +306,18 @@ class Interpreters:
         control = self._control
         while control is not None and control is self._control:
             try:
-                data, fds, _, _ = socket.recv_fds(control, 256, 3, socket.MSG_CMSG_CLOEXEC)
+                data, fds = _receive_with_fds(control)
             except BlockingIOError:
                 return
+            except ConnectionResetError:
+                data, fds = b"", []  # it died with orders unread
             if not data:
                 self._loop.unwatch(control.fileno())
                 return
             report = channel.unpack_report(memoryview(data))
             if type(report) is channel.Forked:
                 self._requested = max(0, self._requested - 1)
-                self._adopt(report.pid, list(fds))
+                self._adopt(report.pid, fds)
             elif type(report) is channel.Exited:
                 self._on_reports()
                 self.on_exit(report.pid, report.status, protocol.Usage(report.user, report.system, report.max_rss))
@@ -326,9 +344,9 @@ class Interpreters:
             return
         if ended.printed:
             child.drain()
-        duration = ended.ended - ended.started
-        self._duration = 0.9 * self._duration + 0.1 * duration if self._duration else duration
+        self._measure(ended.ended - ended.started)
         child.current, child.last = None, attempt
+        child.doomed = child.doomed or attempt.end is not None
         if ended.leaving:
             child.leaving = self._loop.call_in(EXIT_GRACE, lambda: end_by_force(child.pid))
         else:
@@ -339,7 +357,14 @@ class Interpreters:
         if ended.printed and child.go is not None:
             os.eventfd_write(child.go, 1)
         if not ended.leaving:
+            if child.doomed and child.current is None:
+                end_by_force(child.pid)  # it survived its own kill; what its task has started may have as well
             self._owner.on_free(attempt)
+
+    def _measure(self, duration: float) -> None:
+        """A task took so long, by clocks that may have been set back, and by the word of a process of the user's."""
+        if 0 <= duration < protocol.LONGEST:
+            self._duration = 0.9 * self._duration + 0.1 * duration if self._duration else duration
 
     def on_exit(self, pid: int, status: int, usage: protocol.Usage) -> None:
         """An interpreter ended; if it ran a task, so did that."""
@@ -350,8 +375,10 @@ class Interpreters:
         code = os.waitstatus_to_exitcode(status)
         if child.current is not None or child.leaving is not None:
             self._busy -= 1
-        if code != 0:
+        if child.leaving is None:
             self._owner.on_crash()
+        if child.current is None and child.last is None:
+            self._count_failure(child, code)
         if child.current is not None:
             child.current.finish(protocol.EXITED, returncode=code, usage=usage)
             self._owner.on_free(child.current)
@@ -360,6 +387,17 @@ class Interpreters:
         elif code != 0 and self._offered:
             self._look_for_vanished()
         self.provide()
+
+    def _count_failure(self, child: Child, code: int) -> None:
+        """An interpreter ended before it ran a task. If that goes on, there is no use in starting more."""
+        if code == 0 and self._retiring > 0:
+            self._retiring -= 1
+            return
+        self._failures += 1
+        if self._failures == FAILURES_ALLOWED:
+            printed = b"".join(data for _, data in child.early).decode(errors="replace")
+            text = f"interpreters end before they run a task, the last one with status {code}. It printed: {printed!r}"
+            self._owner.on_unprepared(text, b"")
 
     def _look_for_vanished(self) -> None:
         """An idle interpreter died. Did it take a task along, before it could say so?"""
@@ -374,10 +412,13 @@ class Interpreters:
         for attempt in missing:
             if self._offered.get(attempt.task) is attempt:
                 del self._offered[attempt.task]
-                attempt.finish(protocol.EXITED)
+                attempt.finish(protocol.LOST, body=b"an interpreter was killed before it could start the task")
                 self._owner.on_free(attempt)
 
     def _on_broken(self, broken: channel.Broken) -> None:
+        child = self._children.get(broken.pid)
+        if child is not None and (child.current or child.last):
+            return  # user code found the socket
         self._failures = FAILURES_ALLOWED
         self._owner.on_unprepared(broken.text, broken.error)
 
@@ -404,12 +445,16 @@ class Interpreters:
         self._failures += 1
         if self._failures < FAILURES_ALLOWED:
             self._open_sockets()
-            self._start_template()
+            try:
+                self._start_template()
+            except OSError as error:
+                self._fail_to_start(error)
         for attempt in lost:
             attempt.finish(protocol.LOST, body=b"the template interpreter died")
             self._owner.on_free(attempt)
         if self._failures >= FAILURES_ALLOWED:
-            text = f"the template interpreter {self._environment.python[0]} ended with wait status {status}"
+            code = os.waitstatus_to_exitcode(status)
+            text = f"the template interpreter {self._environment.python[0]!r} ended with status {code}"
             self._owner.on_unprepared(text, b"")
         self.provide()
 
@@ -447,6 +492,15 @@ class Interpreters:
         for end in (self._tasks, self._tasks_end, self._reports, self._reports_end):
             end.close()
 
+    @property
+    def busy(self) -> bool:
+        """Whether an interpreter runs a task or is leaving."""
+        return self._busy > 0
+
+    def look(self) -> None:
+        """Read what interpreters have reported."""
+        self._on_reports()
+
     def close(self) -> None:
         """No more tasks: idle interpreters and the template end by themselves at the end of their sockets."""
         self._closed = True
@@ -460,6 +514,16 @@ def end_by_force(pid: int) -> None:
     """SIGKILL to a task's process, its group, and all that it started."""
     processes.kill_tree(pid, signal.SIGKILL)
     processes.kill_group(pid, signal.SIGKILL)
+
+
+def _receive_with_fds(control: socket.socket) -> tuple[bytes, list[int]]:
+    """A message and the descriptors that came with it, close-on-exec (``socket.recv_fds`` forgets its flags)."""
+    fds = array.array("i")
+    space = socket.CMSG_SPACE(3 * fds.itemsize)
+    data, ancillary, _, _ = control.recvmsg(256, space, socket.MSG_CMSG_CLOEXEC)
+    for _, _, block in ancillary:
+        fds.frombytes(block[: len(block) - len(block) % fds.itemsize])
+    return data, list(fds)
 
 
 def _memory_file(data: bytes) -> int:

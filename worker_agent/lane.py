@@ -173,6 +173,14 @@ class Lane:
         """Signal the task's process group; after ``grace`` seconds kill it and all that it started."""
         if attempt.state is State.ENDED or attempt.end is not None:
             return
+        if self._pool is not None:
+            self._pool.look()  # a reused interpreter may be at another task by now
+        if attempt.end is None:
+            self._end_now(attempt, reason, number, grace)
+
+    def _end_now(self, attempt: Attempt, reason: str, number: int, grace: float) -> None:
+        if attempt.state is State.ENDED:
+            return
         if attempt.state is not State.RUNNING:
             self._end_unstarted(attempt, reason, number, grace)
             return
@@ -195,6 +203,11 @@ class Lane:
         """One of them ended."""
         assert self._pool is not None
         self._pool.reaped(pid, status, usage)
+
+    @property
+    def busy(self) -> bool:
+        """Whether something of it still runs, if only exit functions."""
+        return self.running > 0 or (self._pool is not None and self._pool.busy)
 
     def close(self) -> None:
         """No more tasks."""

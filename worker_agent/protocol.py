@@ -26,6 +26,9 @@ import msgspec
 
 PROTOCOL: Final = 1
 
+#: No task takes longer, in seconds: a thousand years.
+LONGEST: Final = 3.2e10
+
 #: Bytes of a payload from which on it goes out of band; a message on a SEQPACKET socket must stay below 208 KiB.
 INLINE_LIMIT: Final = 32 * 1024
 
@@ -92,6 +95,8 @@ class Welcome(msgspec.Struct, array_like=True, frozen=True, tag="welcome"):
 class Prepare(msgspec.Struct, array_like=True, frozen=True, tag="prepare", kw_only=True):
     """An environment: how interpreters come to be, and what a task sees in them.
 
+    ``raw`` are the variables that are not UTF-8.
+
     ``python`` is the interpreter with its flags. ``start`` is "fork" (from a template), "spawn" (exec for each), or
     "exec": programs, no interpreter at all. ``max_tasks`` is how many tasks an interpreter
     runs, 0 for any number. ``initializer`` is a pickled ``(function, args)``. ``authkey`` lets tasks use proxies of
@@ -105,6 +110,7 @@ class Prepare(msgspec.Struct, array_like=True, frozen=True, tag="prepare", kw_on
     cwd: str
     path: list[str]
     env: dict[str, str]
+    raw: list[tuple[bytes, bytes]] = []
     preload: list[str] = []
     initializer: Payload | None = None
     authkey: bytes | None = None
@@ -360,7 +366,7 @@ def read_connection(data: bytes) -> Connection:
     """The connection in ``data``. Raises ProtocolError if it is not one."""
     try:
         connection = msgspec.json.decode(data, type=Connection)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError(f"this is not the connection data of an agent: {error}") from error
     if connection.protocol != PROTOCOL:
         raise ProtocolError(f"the hub speaks protocol {connection.protocol}, this agent protocol {PROTOCOL}")

@@ -7,6 +7,7 @@ says so, runs it, and reports the outcome; then it leaves (``max_tasks``) or tak
     0x03 pickle                          the same, of a plain type: unpickling it runs none of the user's code
     0x01 length JSON pickle              JSON: [[path, size], ...] of the out-of-band buffers
     0x02 length JSON                     the same, and the first entry is the pickle itself
+    0x04 path                            a file that holds the body, too large for a message
 
 with the value as the pickle if the call returned, and else one of the tuples of :func:`describe_error`.
 """
@@ -37,6 +38,8 @@ from worker_agent import channel, processes, store
 
 #: What a body begins with whose unpickling runs none of the user's code.
 PLAIN = b"\3"
+#: What a body begins with that lies in a file.
+ELSEWHERE = b"\4"
 
 #: Exit status of an interpreter whose report socket is gone: the user's code closed it, or the agent died.
 NO_AGENT = 70
@@ -44,6 +47,8 @@ NO_AGENT = 70
 TASKS_FD, REPORTS_FD, SETUP_FD, CONTROL_FD, GO_FD = 3, 4, 5, 6, 7
 _SMALL = frozenset({int, float, bool, complex, type(None)})
 _FUNCTIONS_KEPT = 64
+#: Bytes of a body in a message; it may have the names of very many buffers.
+BODY_LIMIT = channel.MESSAGE_LIMIT // 2
 _waiting, _NOTHING_WAITS = bytearray(4), bytes(4)
 NO_BUFFERS: list[tuple[str, int]] = []
 
@@ -128,11 +133,12 @@ class Interpreter:
         """Run one task and report it; gives the next one if that waited, announced by the same report."""
         started = time.time()
         os.environ["HPC_TASK_ID"], os.environ["HPC_ATTEMPT"] = str(task[0]), str(task[1])
-        ok, body = self._execute(*task[2:])
+        ok, body, value = self._execute(*task[2:])
         if os.getpid() != self._pid:
             os._exit(0)  # a fork made by the user's code came out of the call too: the outcome is not its to report
         flush_streams()
-        printed = unread(1) or unread(2)
+        printed, intact = self._look_at_streams()
+        leaving = leaving or not intact
         following = None if leaving or printed else self._take_waiting()
         after = (0, 0) if following is None else following[:2]
         self._send(
@@ -140,9 +146,21 @@ class Interpreter:
                 *task[:2], self._pid, ok, started, time.time(), *self._usage(), *after, leaving, printed, body=body
             )
         )
+        del value  # not before the outcome is sent: its destructor is the user's code
+        if self._setup.max_tasks != 1:
+            os.chdir(self._setup.cwd)
+        if not intact:
+            leave(0)
         if printed and not leaving:
             os.eventfd_read(self._go_fd)  # the next task must not add to this one's output
         return following
+
+    def _look_at_streams(self) -> tuple[bool, bool]:
+        """Whether output of this task is still in its pipes, and whether stdout and stderr are still those pipes."""
+        try:
+            return unread(1) or unread(2), True
+        except OSError:
+            return False, False  # user code closed one, or made it something else: no next task here
 
     @property
     def _go_fd(self) -> int:
@@ -152,7 +170,7 @@ class Interpreter:
     def _execute(
         self, function_id: int, function: Any, args: Any, buffers: list[tuple[str, int]], chunk: bool,
         cwd: str | None, env: dict[str, str | None], stdout: str | None, stderr: str | None,
-    ) -> tuple[bool, bytes]:  # fmt: skip
+    ) -> tuple[bool, bytes, Any]:  # fmt: skip
         try:
             if not (cwd or env or stdout is not None or stderr is not None):
                 value = self._call(function_id, function, args, buffers, chunk)
@@ -160,8 +178,8 @@ class Interpreter:
                 with self._surroundings(cwd, env, stdout, stderr):
                     value = self._call(function_id, function, args, buffers, chunk)
         except BaseException as error:
-            return False, dump_error(error, self._setup.stores)
-        return dump_value(value, self._setup.stores)
+            return False, dump_error(error, self._setup.stores), None
+        return *dump_value(value, self._setup.stores), value
 
     @contextlib.contextmanager
     def _surroundings(
@@ -256,11 +274,8 @@ class SharingUnpickler(pickle.Unpickler):
 
 
 def unread(fd: int) -> bool:
-    """Whether bytes that were written to the pipe ``fd`` wait to be read at its other end."""
-    try:
-        fcntl.ioctl(fd, termios.FIONREAD, _waiting)
-    except OSError:
-        return False  # the user's code closed it, or made it something else
+    """Whether bytes that were written to the pipe ``fd`` wait to be read. Raises OSError if it is no pipe."""
+    fcntl.ioctl(fd, termios.FIONREAD, _waiting)
     return _waiting != _NOTHING_WAITS
 
 
@@ -318,7 +333,8 @@ def dump_value(value: Any, stores: list[str]) -> tuple[bool, bytes]:
         return True, _dump(value, stores)
     except BaseException as error:
         text = f"{type(value).__module__}.{type(value).__qualname__}"
-        return False, _dump(("unpicklable", text, f"{type(error).__name__}: {error}", format_error(error)), stores)
+        reason = f"{type(error).__name__}: {safe_str(error)}"
+        return False, _dump(("unpicklable", text, reason, format_error(error)), stores)
 
 
 def _dump(value: Any, stores: list[str]) -> bytes:
@@ -336,7 +352,8 @@ def _dump(value: Any, stores: list[str]) -> bytes:
             store.remove(path)
         raise
     spill.close()
-    return _frame(spill, kept)
+    body = _frame(spill, kept)
+    return body if len(body) <= BODY_LIMIT else ELSEWHERE + store.store(body, stores)[0].encode()
 
 
 def _frame(spill: store.Spill, kept: list[tuple[str, int]]) -> bytes:

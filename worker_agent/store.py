@@ -53,7 +53,7 @@ class Spill:
         self._write_out(data)
 
     def _open_next(self) -> None:
-        self.path = os.path.join(self._directories[0], f"{os.getpid()}-{next(_numbers)}")
+        self.path = os.path.join(self._directories[0], f"{os.getpid()}-{next(_numbers)}-{os.urandom(4).hex()}")
         self._fd = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
     def _write_out(self, data: Buffer) -> None:
@@ -77,14 +77,16 @@ class Spill:
         return OSError(error.errno, f"{text}: {error.strerror}")
 
     def _move_to_next_directory(self) -> None:
-        full_fd, full_path = self._fd_open, self.path
+        full_fd, full_path = self._fd_open, str(self.path)
         self._directories = self._directories[1:]
-        self._open_next()
-        os.lseek(full_fd, 0, os.SEEK_SET)
-        while block := os.read(full_fd, 1 << 20):
-            self._write_out(block)
-        os.close(full_fd)
-        os.unlink(str(full_path))
+        try:
+            self._open_next()
+            os.lseek(full_fd, 0, os.SEEK_SET)
+            while block := os.read(full_fd, 1 << 20):
+                self._write_out(block)
+        finally:
+            os.close(full_fd)
+            remove(full_path)
 
     def inline(self) -> bytes:
         """All that was written, if it stayed in memory (``path`` is None)."""

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NewType
 
+from worker_agent import protocol
+
 WorkerId = NewType("WorkerId", int)
 LaneId = NewType("LaneId", int)
 
@@ -75,7 +77,7 @@ class TaskClass:
 
     def measured(self, seconds: float) -> None:
         """One of its tasks took so long. What no clock can have measured is ignored: clocks are set back."""
-        if 0 <= seconds < MOST_SECONDS:
+        if 0 <= seconds < protocol.LONGEST:
             self.duration = seconds if self.duration is None else 0.9 * self.duration + 0.1 * seconds
 
 
@@ -115,8 +117,6 @@ def prefetch(duration: float | None, width: int) -> int:
     return width * int(BRIDGE / max(duration, BRIDGE / DEEPEST))
 
 
-#: No task takes longer: a thousand years.
-MOST_SECONDS = 3.2e10
 #: Seconds of work that an agent holds in advance.
 BRIDGE = 0.02
 #: Tasks that an agent holds in advance for one place of a lane, at most.
