@@ -151,9 +151,7 @@ def test_the_environment_itself_can_be_given():
 
 
 def test_a_refusal_never_shows_what_the_environment_holds():
-    assert "secret" not in refusal(env={"TOKEN": "secret\0"}) + refusal(
-        env={"TOKEN": b"secret", "X": "secret"}
-    )
+    assert "secret" not in refusal(env={"TOKEN": "secret\0"}) + refusal(env={"TOKEN": b"secret", "X": "secret"})
     assert "'TOKEN'" in refusal(env={"TOKEN": b"secret"})
 
 
@@ -291,9 +289,7 @@ def test_sizes_are_read_as_people_write_them(value, size):
     assert type(parse_size(value)) is int
 
 
-@pytest.mark.parametrize(
-    "text", ["", "B", "iB", "4iB", "-4", "4XB", "4 M B", "1e3", "inf", "1_000", "٣", "9" * 5000]
-)
+@pytest.mark.parametrize("text", ["", "B", "iB", "4iB", "-4", "4XB", "4 M B", "1e3", "inf", "1_000", "٣", "9" * 5000])
 def test_what_is_no_size_is_refused(text):
     with pytest.raises(ValueError, match=r"expected bytes|digits"):
         parse_size(text)

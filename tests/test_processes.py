@@ -23,9 +23,7 @@ from worker_agent.processes import (
 )
 
 ROOT = Path(__file__).parent.parent
-PATIENCE = (
-    30  # seconds until a test that waits for a pipe has failed; none of them waits as long when all is well
-)
+PATIENCE = 30  # seconds until a test that waits for a pipe has failed; none of them waits as long when all is well
 
 
 @contextlib.contextmanager
@@ -157,9 +155,7 @@ def test_the_start_time_is_found_behind_any_command_name(tmp_path, name):
 
 def test_kill_tree_kills_all_below_and_not_the_process_itself():
     with script(
-        TREE.replace(
-            "sys.stdin.read()", "sys.stdin.readline(); os.wait(); print(0, flush=True); sys.stdin.read()"
-        )
+        TREE.replace("sys.stdin.read()", "sys.stdin.readline(); os.wait(); print(0, flush=True); sys.stdin.read()")
     ) as process:
         line(process)
         kill_tree(process.pid)
@@ -195,30 +191,44 @@ def test_kill_tree_sends_any_signal():
         assert line(process) == [7]
 
 
-def test_kill_tree_catches_processes_that_fork_all_the_time():
-    """Each generation starts the next one and ends; only a subreaper sees them, only stopping holds them."""
+def test_kill_tree_catches_processes_that_fork_while_it_looks():
+    """Each forks and ends just before it is stopped; only a subreaper sees its child.
+
+    There are 3 processes and 30 forks, so that a failure cannot fill the process table; all are reaped.
+    """
     source = """
-        import os, signal, sys
-        from worker_agent.processes import become_subreaper, descendants, kill_tree
-        become_subreaper()
+        import os, signal
+        from worker_agent import processes
+        processes.become_subreaper()
+        (births, born), chain = os.pipe(), {}
+        def be_born(go):
+            while True:
+                os.write(born, b"%d\\n" % os.getpid())
+                os.read(go, 1)
+                if os.fork(): os._exit(0)
         for _ in range(3):
-            if os.fork() == 0:
-                os.write(1, b"0\\n")
-                for _ in range(3000):  # an end, in case that this test fails
-                    if os.fork(): os._exit(0)
-                os._exit(0)
-        sys.stdin.readline()
-        kill_tree(os.getpid())
+            go, may_fork = os.pipe()
+            if os.fork() == 0: be_born(go)
+            chain[int(os.read(births, 100))] = may_fork
+        kill, forks = os.kill, 0
+        def fork_before(pid, number):
+            global forks
+            if number == signal.SIGSTOP and forks < 30 and pid in chain:
+                forks += 1
+                os.write(chain[pid], b".")
+                chain[int(os.read(births, 100))] = chain.pop(pid)
+            kill(pid, number)
+        os.kill = fork_before
+        processes.kill_tree(os.getpid())
+        reaped = 0
         while True:
             try: os.wait()
             except ChildProcessError: break
-        print(len(descendants(os.getpid())), flush=True)
+            reaped += 1
+        print(forks, reaped, len(processes.descendants(os.getpid())), flush=True)
     """
     with script(source) as process:
-        for _ in range(3):
-            line(process)
-        process.stdin.write(b"\n")
-        assert line(process) == [0]
+        assert line(process) == [30, 33, 0]
         wait_all_closed(process)
 
 
@@ -400,9 +410,7 @@ def test_without_control_groups_the_affinity_counts(tmp_path):
     assert usable_cpus(str(tmp_path), str(tmp_path)) == len(os.sched_getaffinity(0))
 
 
-@pytest.mark.parametrize(
-    ("quota", "cpus"), [("1000 100000", 1), ("100000 100000", 1), ("99900000 100000", None)]
-)
+@pytest.mark.parametrize(("quota", "cpus"), [("1000 100000", 1), ("100000 100000", 1), ("99900000 100000", None)])
 def test_usable_cpus_are_within_affinity_and_quota_and_at_least_one(machine, quota, cpus):
     assert usable_cpus(*machine("0::/\n", **{"cpu.max": quota})) == (cpus or len(os.sched_getaffinity(0)))
 

@@ -1,4 +1,4 @@
-"""The functions that the conformance tests submit. Standard library only: a fresh interpreter imports this each time."""
+"""The functions that the conformance tests submit. Standard library only: each fresh interpreter imports this."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 import threading
-from pathlib import Path
 from typing import Any, NoReturn
 
 greeting = "nobody has called the initializer"
@@ -30,16 +29,18 @@ def length(value: Any) -> int:
 
 
 def pass_gate(arrivals: str, tokens: str, value: Any = None) -> Any:
-    """Say by its pid that the task has started, wait for a token, return ``value``. See ``Gate`` in conftest.py."""
-    announce(arrivals)
+    """Say by its pid that the task has started, wait for a token, return ``value``. The paths are those of a gate."""
+    with open(arrivals, "wb", buffering=0) as entry:
+        entry.write(b"%d\n" % os.getpid())
     with open(tokens, "rb", buffering=0) as gate:
         gate.read(1)
     return value
 
 
-def announce(arrivals: str) -> None:
-    with open(arrivals, "wb", buffering=0) as entry:
-        entry.write(b"%d\n" % os.getpid())
+def pass_gate_and_note(note: str, arrivals: str, tokens: str, value: Any = None) -> Any:
+    """The same, with a line in the file ``note`` before: so many tasks have started."""
+    append_line(note, value)
+    return pass_gate(arrivals, tokens, value)
 
 
 def raise_(error: BaseException) -> NoReturn:
@@ -81,12 +82,6 @@ def raise_falsey() -> NoReturn:
 def append_line(path: str, line: Any) -> None:
     with open(path, "a") as file:
         file.write(f"{line}\n")
-
-
-def write_after_token(tokens: str, path: str, text: str) -> None:
-    with open(tokens, "rb", buffering=0) as gate:
-        gate.read(1)
-    Path(path).write_text(text)
 
 
 def greet(text: str) -> None:

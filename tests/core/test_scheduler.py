@@ -1,0 +1,927 @@
+"""The scheduler, as a dialogue: what it is told, and what it then wants done."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from executor.core.effects import (
+    Answer,
+    CloseLane,
+    KillTask,
+    Lost,
+    OpenLane,
+    RecallTask,
+    Refused,
+    ResizeLane,
+    Resolve,
+    Start,
+    Tell,
+)
+from executor.core.model import (
+    BRIDGE,
+    DEEPEST,
+    IllegalMove,
+    Lane,
+    LaneId,
+    Task,
+    TaskClass,
+    TaskState,
+    WorkerId,
+    prefetch,
+)
+from executor.core.scheduler import Scheduler
+from worker_agent import protocol
+from worker_agent.protocol import (
+    COMPLETED,
+    ERROR,
+    EXITED,
+    KILLED,
+    LOST,
+    NOT_STARTED,
+    TIMED_OUT,
+    VALUE,
+    Bye,
+    Finished,
+    Hello,
+    Output,
+    Recalled,
+    Report,
+    Started,
+    Unprepared,
+)
+
+W1, W2, W3 = WorkerId(1), WorkerId(2), WorkerId(3)
+L1, L2, L3 = LaneId(1), LaneId(2), LaneId(3)
+
+
+class Wanted(list[Any]):
+    """Effects, which know whether the test has looked at them."""
+
+    seen = False
+
+    def __eq__(self, other: object) -> bool:
+        self.seen = True
+        return list.__eq__(self, other)
+
+    def __iter__(self) -> Iterator[Any]:
+        self.seen = True
+        return list.__iter__(self)
+
+
+class Cluster:
+    """A scheduler, and those who talk to it. Reports are encoded and decoded on their way."""
+
+    def __init__(self) -> None:
+        self.scheduler = Scheduler()
+        self._said: list[Wanted] = []
+        self._tasks = 0
+
+    def _note(self, effects: list[Any]) -> Wanted:
+        self._said.append(Wanted(effects))
+        return self._said[-1]
+
+    def tasks(self, number: int, environment: int = 0, **options: Any) -> list[Task]:
+        """New tasks, not submitted yet. Their ids go on from one call to the next."""
+        first, self._tasks = self._tasks + 1, self._tasks + number
+        return [Task(task_id, environment, f"body {task_id}", **options) for task_id in range(first, self._tasks + 1)]
+
+    def submit(self, *tasks: Task) -> Wanted:
+        return self._note(self.scheduler.submit(tasks))
+
+    def join(self, worker: WorkerId, slots: int) -> Wanted:
+        return self._note(self.scheduler.joined(worker, slots))
+
+    def lose(self, worker: WorkerId, reason: str = "the node is gone") -> Wanted:
+        return self._note(self.scheduler.lost(worker, reason))
+
+    def report(self, worker: WorkerId, *reports: Report) -> Wanted:
+        frame = protocol.encode(protocol.Reports(protocol.PROTOCOL, "session", 1, list(reports)))
+        return self._note(self.scheduler.receive(worker, protocol.decode_reports(frame).messages))
+
+    def cancel(self, task: Task) -> Wanted:
+        return self._note(self.scheduler.cancel(task.id))
+
+    def kill(self, task: Task, signal: int = 15, grace: float = 2.0) -> Wanted:
+        return self._note(self.scheduler.kill(task.id, signal, grace))
+
+    def start(self, number: int, slots: int, **options: Any) -> list[Task]:
+        """Tasks of environment 0 of which worker 1 with its first lane of ``slots`` places has as many as it takes."""
+        tasks = self.tasks(number, **options)
+        assert self.submit(*tasks) == []
+        sent = [Start(W1, L1, task) for task in tasks[: 2 * slots]]
+        assert self.join(W1, slots) == [OpenLane(W1, L1, 0, min(slots, number)), *sent]
+        return tasks
+
+    def begin(self, worker: WorkerId, *tasks: Task) -> None:
+        """These tasks have started."""
+        reports = [started(task) for task in tasks]
+        assert self.report(worker, *reports) == [
+            Tell(task, report) for task, report in zip(tasks, reports, strict=True)
+        ]
+
+    def close(self) -> None:
+        self.scheduler.check_invariants()
+        unseen = [list(effects) for effects in self._said if len(effects) and not effects.seen]
+        assert not unseen, f"effects that the test did not look at: {unseen}"
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    cluster = Cluster()
+    yield cluster
+    cluster.close()
+
+
+def started(task: Task, attempt: int | None = None) -> Started:
+    return Started(task.id, task.attempt if attempt is None else attempt, 4242, 1000.0)
+
+
+def finished(task: Task, end: str = VALUE, seconds: float = 1.0, attempt: int | None = None, **rest: Any) -> Finished:
+    number = task.attempt if attempt is None else attempt
+    return Finished(task.id, number, end, started=1000.0, ended=1000.0 + seconds, **rest)
+
+
+def recalled(task: Task, given_back: bool) -> Recalled:
+    return Recalled(task.id, task.attempt, given_back)
+
+
+def started_tasks(effects: list[Any]) -> list[Task]:
+    return [effect.task for effect in effects if isinstance(effect, Start)]
+
+
+# ---- the order of tasks
+
+
+def test_a_task_waits_for_a_worker_and_starts_when_one_joins(cluster: Cluster) -> None:
+    (task,) = cluster.tasks(1)
+    assert cluster.submit(task) == []
+    assert cluster.join(W1, 1) == [OpenLane(W1, L1, 0, 1), Start(W1, L1, task)]
+    assert (task.state, task.attempt) == (TaskState.SENT, 1)
+
+
+def test_a_task_starts_at_once_where_there_is_room(cluster: Cluster) -> None:
+    (task,) = cluster.tasks(1)
+    assert cluster.join(W1, 1) == []
+    assert cluster.submit(task) == [OpenLane(W1, L1, 0, 1), Start(W1, L1, task)]
+
+
+def test_tasks_start_in_the_order_in_which_they_were_submitted(cluster: Cluster) -> None:
+    tasks = cluster.start(8, slots=1)
+    for current, following in zip(tasks, tasks[2:], strict=False):
+        end = finished(current)
+        assert cluster.report(W1, end) == [Resolve(current, end), Start(W1, L1, following)]
+    assert [task.id for task in cluster.scheduler.tasks.values()] == [7, 8]
+
+
+def test_a_lane_holds_one_task_in_advance_for_each_place(cluster: Cluster) -> None:
+    tasks = cluster.start(7, slots=3)
+    assert [task.state for task in tasks] == [TaskState.SENT] * 6 + [TaskState.READY]
+
+
+def test_a_task_that_has_ended_is_resolved_and_forgotten(cluster: Cluster) -> None:
+    (task,) = cluster.start(1, slots=1)
+    cluster.begin(W1, task)
+    assert task.state is TaskState.RUNNING
+    end = finished(task, body=b"outcome")
+    assert cluster.report(W1, end) == [Resolve(task, end)]
+    assert task.state is TaskState.DONE
+    assert cluster.scheduler.tasks == {}
+
+
+def test_a_task_may_end_without_having_said_that_it_started(cluster: Cluster) -> None:
+    (task,) = cluster.start(1, slots=1)
+    end = finished(task)
+    assert cluster.report(W1, end) == [Resolve(task, end)]
+
+
+def test_reports_of_one_frame_take_effect_in_their_order(cluster: Cluster) -> None:
+    first, second, third = cluster.start(3, slots=1)
+    reports = [started(first), finished(first), started(second)]
+    assert cluster.report(W1, *reports) == [
+        Tell(first, reports[0]), Resolve(first, reports[1]), Tell(second, reports[2]), Start(W1, L1, third),
+    ]  # fmt: skip
+
+
+def test_output_is_told_to_the_future_whether_or_not_the_start_was(cluster: Cluster) -> None:
+    (task,) = cluster.start(1, slots=1)
+    early, late = Output(task.id, 1, 1, b"early"), Output(task.id, 1, 2, b"late")
+    assert cluster.report(W1, early) == [Tell(task, early)]
+    cluster.begin(W1, task)
+    assert cluster.report(W1, late) == [Tell(task, late)]
+
+
+# ---- how many tasks an agent holds in advance
+
+
+@pytest.mark.parametrize(
+    ("duration", "width", "depth"),
+    [
+        (None, 3, 3),
+        (0.0, 3, 3 * DEEPEST),
+        (BRIDGE, 1, 1),
+        (3600.0, 4, 4),
+        (BRIDGE / 2, 1, 2),
+        (BRIDGE / 20, 1, 20),
+        (BRIDGE / 20, 3, 60),
+        (1e-7, 1, DEEPEST),
+        (1e-7, 2, 2 * DEEPEST),
+    ],
+)
+def test_the_depth_of_the_prefetch_follows_the_duration(duration: float | None, width: int, depth: int) -> None:
+    assert prefetch(duration, width) == depth
+
+
+@pytest.mark.parametrize(
+    ("began", "ended"),
+    [
+        (math.nan, 1.0),
+        (math.inf, math.inf),
+        (math.inf, 1.0),
+        (1.7e9, 0.0),
+        (1.0, 1.0 - 1e-6),
+        (1.0, math.inf),
+        (1.0, 1.0),
+    ],
+)
+def test_no_time_that_a_report_names_stops_the_prefetch(cluster: Cluster, began: float, ended: float) -> None:
+    """A clock may be set back while a task runs, and a process that runs the user's code may say anything."""
+    tasks = cluster.start(4, slots=1)
+    for task, following in ((tasks[0], tasks[2]), (tasks[1], tasks[3])):
+        end = Finished(task.id, 1, VALUE, started=began, ended=ended)
+        assert [effect.task for effect in cluster.report(W1, end) if isinstance(effect, Resolve)] == [task]
+        assert following.state is TaskState.SENT
+
+
+def test_a_mean_of_very_many_tasks_that_took_no_time_can_be_used() -> None:
+    """It becomes the smallest number there is, and a division by that is infinite."""
+    of = TaskClass(0)
+    of.measured(0.001)
+    for _ in range(8000):
+        of.measured(0.0)
+    assert prefetch(of.duration, 2) >= 2
+
+
+def test_short_tasks_are_sent_many_at_a_time(cluster: Cluster) -> None:
+    tasks = cluster.start(30, slots=1)
+    end = finished(tasks[0], seconds=2**-10)
+    assert cluster.report(W1, end) == [
+        Resolve(tasks[0], end), *(Start(W1, L1, task) for task in tasks[2:22]),
+    ]  # fmt: skip
+
+
+def test_the_duration_is_a_mean_that_forgets_slowly(cluster: Cluster) -> None:
+    tasks = cluster.start(4, slots=2)
+    ends = [finished(tasks[0], seconds=1.0), finished(tasks[1], seconds=2.0)]
+    assert cluster.report(W1, *ends) == [Resolve(tasks[0], ends[0]), Resolve(tasks[1], ends[1])]
+    assert cluster.scheduler.classes[0].duration == pytest.approx(1.1)
+
+
+def test_an_attempt_that_never_started_says_nothing_about_the_duration(cluster: Cluster) -> None:
+    first, second = cluster.start(2, slots=1)
+    end = finished(first, seconds=0.5)
+    unstarted = Finished(second.id, 1, KILLED, ended=1.7e9)
+    assert cluster.report(W1, end, unstarted) == [Resolve(first, end), Resolve(second, unstarted)]
+    assert cluster.scheduler.classes[0].duration == pytest.approx(0.5)
+
+
+# ---- lanes
+
+
+def test_a_lane_grows_with_its_tasks(cluster: Cluster) -> None:
+    first, second = cluster.tasks(2)
+    assert cluster.join(W1, 2) == []
+    assert cluster.submit(first) == [OpenLane(W1, L1, 0, 1), Start(W1, L1, first)]
+    assert cluster.submit(second) == [ResizeLane(W1, L1, 2), Start(W1, L1, second)]
+
+
+def test_an_empty_place_is_used_again_without_a_word_about_the_lane(cluster: Cluster) -> None:
+    (first,) = cluster.start(1, slots=1)
+    end = finished(first)
+    assert cluster.report(W1, end) == [Resolve(first, end)]
+    (second,) = cluster.tasks(1)
+    assert cluster.submit(second) == [Start(W1, L1, second)]
+
+
+def test_each_environment_has_a_lane_of_its_own(cluster: Cluster) -> None:
+    (blue,), (red,) = cluster.tasks(1, 0), cluster.tasks(1, 1)
+    assert cluster.join(W1, 3) == []
+    assert cluster.submit(blue, red) == [
+        OpenLane(W1, L1, 0, 1), Start(W1, L1, blue), OpenLane(W1, L2, 1, 1), Start(W1, L2, red),
+    ]  # fmt: skip
+
+
+def test_a_place_that_one_environment_does_not_use_is_given_to_another(cluster: Cluster) -> None:
+    first, second = cluster.start(2, slots=2)
+    end = finished(first)
+    assert cluster.report(W1, end) == [Resolve(first, end)]
+    (other,) = cluster.tasks(1, 1)
+    assert cluster.submit(other) == [ResizeLane(W1, L1, 1), OpenLane(W1, L2, 1, 1), Start(W1, L2, other)]
+    assert second.lane is not None
+    assert second.lane.id == L1
+
+
+def test_a_lane_that_loses_its_last_place_is_closed_and_its_class_forgotten(cluster: Cluster) -> None:
+    (first,) = cluster.start(1, slots=1)
+    end = finished(first)
+    assert cluster.report(W1, end) == [Resolve(first, end)]
+    (other,) = cluster.tasks(1, 1)
+    assert cluster.submit(other) == [CloseLane(W1, L1), OpenLane(W1, L2, 1, 1), Start(W1, L2, other)]
+    assert list(cluster.scheduler.classes) == [1]
+
+
+def test_a_place_that_is_in_use_is_not_taken_away(cluster: Cluster) -> None:
+    first, second = cluster.start(2, slots=2)
+    (other,) = cluster.tasks(1, 1)
+    assert cluster.submit(other) == []
+    end = finished(second)
+    assert cluster.report(W1, end) == [
+        Resolve(second, end), ResizeLane(W1, L1, 1), OpenLane(W1, L2, 1, 1), Start(W1, L2, other),
+    ]  # fmt: skip
+    assert first.state is TaskState.SENT
+
+
+def test_an_empty_place_of_its_own_is_used_before_one_is_taken_from_another(cluster: Cluster) -> None:
+    (red,), (blue,) = cluster.tasks(1, 1), cluster.tasks(1, 0)
+    assert cluster.join(W1, 2) == []
+    assert started_tasks(cluster.submit(red, blue)) == [red, blue]
+    ends = [finished(red), finished(blue)]
+    assert cluster.report(W1, *ends) == [Resolve(red, ends[0]), Resolve(blue, ends[1])]
+    (second,) = cluster.tasks(1, 0)
+    assert cluster.submit(second) == [Start(W1, L2, second)]
+
+
+def test_a_lane_takes_more_than_one_place_from_others(cluster: Cluster) -> None:
+    tasks = cluster.start(3, slots=3)
+    ends = [finished(task) for task in tasks]
+    assert cluster.report(W1, *ends) == [Resolve(task, end) for task, end in zip(tasks, ends, strict=True)]
+    others = cluster.tasks(2, 1)
+    assert cluster.submit(*others) == [
+        CloseLane(W1, L1), OpenLane(W1, L2, 1, 2), *(Start(W1, L2, other) for other in others),
+    ]  # fmt: skip
+
+
+def test_the_environment_that_waits_longest_is_served_before_younger_tasks_of_others(cluster: Cluster) -> None:
+    """Rule 3: a flood of tasks of one environment does not starve another."""
+    blue = cluster.tasks(3, 0)
+    (red,) = cluster.tasks(1, 1)
+    late = cluster.tasks(2, 0)
+    assert cluster.submit(*blue, red, *late) == []
+    assert cluster.join(W1, 1) == [OpenLane(W1, L1, 0, 1), Start(W1, L1, blue[0]), Start(W1, L1, blue[1])]
+    ends = [finished(task, attempt=1) for task in [*blue, red]]
+    assert cluster.report(W1, ends[0]) == [Resolve(blue[0], ends[0]), Start(W1, L1, blue[2])]
+    assert cluster.report(W1, ends[1]) == [Resolve(blue[1], ends[1])]
+    assert cluster.report(W1, ends[2]) == [
+        Resolve(blue[2], ends[2]), CloseLane(W1, L1), OpenLane(W1, L2, 1, 1), Start(W1, L2, red),
+    ]  # fmt: skip
+    assert cluster.report(W1, ends[3]) == [
+        Resolve(red, ends[3]), CloseLane(W1, L2), OpenLane(W1, L3, 0, 1), *(Start(W1, L3, task) for task in late),
+    ]  # fmt: skip
+
+
+def test_environments_take_turns_in_the_order_of_their_oldest_tasks(cluster: Cluster) -> None:
+    tasks = [cluster.tasks(1, environment)[0] for environment in (3, 1, 2, 3, 1, 2)]
+    assert cluster.submit(*tasks) == []
+    began = started_tasks(cluster.join(W1, 1))
+    for _ in tasks:
+        task = next(task for task in began if task.state is not TaskState.DONE)
+        began += started_tasks(cluster.report(W1, finished(task)))
+    # the lane of environment 3 holds its second task in advance; it is not called back for the others
+    assert [task.environment for task in began] == [3, 3, 1, 1, 2, 2]
+    assert all(task.state is TaskState.DONE for task in tasks)
+
+
+def test_as_many_environments_run_as_there_are_slots(cluster: Cluster) -> None:
+    tasks = [cluster.tasks(1, environment)[0] for environment in range(5)]
+    assert cluster.join(W1, 3) == []
+    assert started_tasks(cluster.submit(*tasks)) == tasks[:3]
+
+
+# ---- several workers
+
+
+def test_the_worker_with_most_free_slots_is_filled_first(cluster: Cluster) -> None:
+    tasks = cluster.tasks(4)
+    assert cluster.join(W1, 1) == []
+    assert cluster.join(W2, 3) == []
+    assert cluster.submit(*tasks) == [
+        OpenLane(W2, L1, 0, 3), *(Start(W2, L1, task) for task in tasks[:3]),
+        OpenLane(W1, L2, 0, 1), Start(W1, L2, tasks[3]),
+    ]  # fmt: skip
+
+
+def test_all_places_are_filled_before_anything_is_sent_in_advance(cluster: Cluster) -> None:
+    first, second, third = cluster.tasks(3)
+    assert cluster.join(W1, 1) == []
+    assert cluster.join(W2, 1) == []
+    assert cluster.submit(first, second, third) == [
+        OpenLane(W1, L1, 0, 1), Start(W1, L1, first), OpenLane(W2, L2, 0, 1), Start(W2, L2, second),
+        Start(W1, L1, third),
+    ]  # fmt: skip
+
+
+def test_a_worker_that_joins_later_gets_what_waits(cluster: Cluster) -> None:
+    tasks = cluster.start(5, slots=1)
+    assert cluster.join(W2, 2) == [
+        OpenLane(W2, L2, 0, 2), Start(W2, L2, tasks[2]), Start(W2, L2, tasks[3]), Start(W2, L2, tasks[4]),
+    ]  # fmt: skip
+
+
+def test_a_worker_without_slots_gets_nothing(cluster: Cluster) -> None:
+    (task,) = cluster.tasks(1)
+    assert cluster.join(W1, 0) == []
+    assert cluster.submit(task) == []
+
+
+def test_a_place_is_taken_from_another_environment_on_any_worker(cluster: Cluster) -> None:
+    first, second = cluster.tasks(2)
+    assert cluster.submit(first, second) == []
+    assert cluster.join(W1, 1) == [OpenLane(W1, L1, 0, 1), Start(W1, L1, first), Start(W1, L1, second)]
+    (third,), (other,) = cluster.tasks(1, 0), cluster.tasks(1, 1)
+    assert cluster.join(W2, 1) == []
+    assert cluster.submit(third) == [OpenLane(W2, L2, 0, 1), Start(W2, L2, third)]
+    assert cluster.submit(other) == []
+    end = finished(third)
+    assert cluster.report(W2, end) == [
+        Resolve(third, end), CloseLane(W2, L2), OpenLane(W2, L3, 1, 1), Start(W2, L3, other),
+    ]  # fmt: skip
+
+
+# ---- rule 2: a report counts only for the current attempt, from the worker that has the task
+
+
+def test_a_doubled_report_is_ignored(cluster: Cluster) -> None:
+    (task,) = cluster.start(1, slots=1)
+    end = finished(task)
+    assert cluster.report(W1, end, end) == [Resolve(task, end)]
+    assert cluster.report(W1, end) == []
+
+
+def test_a_doubled_start_is_told_and_changes_nothing(cluster: Cluster) -> None:
+    (task,) = cluster.start(1, slots=1)
+    cluster.begin(W1, task)
+    cluster.begin(W1, task)
+    assert task.state is TaskState.RUNNING
+
+
+@pytest.mark.parametrize("attempt", [0, 2, -1])
+def test_a_report_of_another_attempt_is_ignored(cluster: Cluster, attempt: int) -> None:
+    (task,) = cluster.start(1, slots=1)
+    reports = [
+        started(task, attempt), Output(task.id, attempt, 1, b"x"), finished(task, attempt=attempt),
+        Recalled(task.id, attempt, True),
+    ]  # fmt: skip
+    assert cluster.report(W1, *reports) == []
+    assert task.state is TaskState.SENT
+
+
+def test_a_late_report_of_an_earlier_attempt_is_ignored(cluster: Cluster) -> None:
+    (task,) = cluster.start(1, slots=1, retries=1)
+    assert cluster.report(W1, finished(task, ERROR)) == [Start(W1, L1, task)]
+    assert task.attempt == 2
+    assert cluster.report(W1, finished(task, attempt=1)) == []
+
+
+def test_a_report_of_a_worker_that_does_not_have_the_task_is_ignored(cluster: Cluster) -> None:
+    (task,) = cluster.start(1, slots=1)
+    assert cluster.join(W2, 1) == []
+    assert cluster.report(W2, started(task), finished(task), recalled(task, True)) == []
+
+
+def test_a_report_of_a_worker_that_had_the_task_before_is_ignored(cluster: Cluster) -> None:
+    """Even if it names the right attempt, which it cannot know."""
+    (task,) = cluster.start(1, slots=1)
+    assert cluster.join(W2, 1) == []
+    assert cluster.lose(W1) == [OpenLane(W2, L2, 0, 1), Start(W2, L2, task)]
+    assert cluster.join(W1, 1) == []
+    assert cluster.report(W1, finished(task)) == []
+
+
+def test_reports_of_workers_and_tasks_that_nobody_knows_are_ignored(cluster: Cluster) -> None:
+    (task,) = cluster.start(1, slots=1)
+    assert cluster.report(W3, finished(task)) == []
+    assert cluster.report(W1, Finished(99, 1, VALUE), Started(99, 1, 1, 0.0), Recalled(99, 1, True)) == []
+
+
+def test_a_report_about_a_task_that_waits_is_ignored(cluster: Cluster) -> None:
+    tasks = cluster.start(3, slots=1)
+    assert cluster.report(W1, finished(tasks[2]), recalled(tasks[2], True), started(tasks[2])) == []
+    assert tasks[2].state is TaskState.READY
+
+
+def test_reports_about_the_agent_itself_are_not_the_scheduler_s_affair(cluster: Cluster) -> None:
+    assert cluster.join(W1, 1) == []
+    assert cluster.report(W1, Hello(launch="l", host="h", pid=1, python="3.11.0", slots=1), Bye("done")) == []
+
+
+# ---- lost workers
+
+
+def test_the_tasks_of_a_lost_worker_start_elsewhere_in_their_order(cluster: Cluster) -> None:
+    tasks = cluster.start(5, slots=2)
+    cluster.begin(W1, tasks[0])
+    assert cluster.lose(W1) == []
+    assert [task.state for task in tasks] == [TaskState.READY] * 5
+    assert cluster.join(W2, 5) == [OpenLane(W2, L2, 0, 5), *(Start(W2, L2, task) for task in tasks)]
+    assert [task.attempt for task in tasks] == [2, 2, 2, 2, 1]
+
+
+def test_the_tasks_of_a_lost_worker_start_at_once_where_there_is_room(cluster: Cluster) -> None:
+    tasks = cluster.start(2, slots=1)
+    assert cluster.join(W2, 1) == []
+    assert cluster.lose(W1) == [OpenLane(W2, L2, 0, 1), Start(W2, L2, tasks[0]), Start(W2, L2, tasks[1])]
+
+
+def test_the_tasks_of_a_lost_worker_go_before_those_that_wait(cluster: Cluster) -> None:
+    tasks = cluster.start(6, slots=2)
+    assert cluster.lose(W1) == []
+    assert started_tasks(cluster.join(W2, 1)) == tasks[:2]
+
+
+def test_all_lanes_of_a_lost_worker_are_gone(cluster: Cluster) -> None:
+    (blue,), (red,) = cluster.tasks(1, 0), cluster.tasks(1, 1)
+    assert cluster.join(W1, 2) == []
+    assert started_tasks(cluster.submit(blue, red)) == [blue, red]
+    assert cluster.lose(W1) == []
+    assert started_tasks(cluster.join(W2, 2)) == [blue, red]
+
+
+def test_only_tasks_that_had_started_count_against_the_crash_limit(cluster: Cluster) -> None:
+    running, sent, ready = cluster.start(3, slots=1, crash_limit=0)
+    cluster.begin(W1, running)
+    assert cluster.lose(W1, "power cut") == [Resolve(running, Lost("power cut"))]
+    assert (running.state, sent.state, ready.state) == (TaskState.DONE, TaskState.READY, TaskState.READY)
+    assert (running.losses, sent.losses, ready.losses) == (1, 0, 0)
+
+
+def test_a_task_may_be_lost_as_often_as_its_crash_limit_says(cluster: Cluster) -> None:
+    (task,) = cluster.tasks(1, crash_limit=2)
+    assert cluster.submit(task) == []
+    for number in (1, 2):
+        lane = LaneId(number)
+        assert cluster.join(WorkerId(number), 1) == [
+            OpenLane(WorkerId(number), lane, 0, 1), Start(WorkerId(number), lane, task),
+        ]  # fmt: skip
+        cluster.begin(WorkerId(number), task)
+        assert cluster.lose(WorkerId(number), f"loss {number}") == []
+    assert cluster.join(W3, 1) == [OpenLane(W3, L3, 0, 1), Start(W3, L3, task)]
+    cluster.begin(W3, task)
+    assert cluster.lose(W3, "loss 3") == [Resolve(task, Lost("loss 3"))]
+
+
+def test_a_task_that_waited_in_a_queue_may_be_lost_for_ever(cluster: Cluster) -> None:
+    first, second = cluster.tasks(2, crash_limit=0)
+    first.crash_limit = 100
+    assert cluster.submit(first, second) == []
+    for number in range(1, 10):
+        assert started_tasks(cluster.join(WorkerId(number), 1)) == [first, second]
+        assert cluster.lose(WorkerId(number)) == []
+    assert (first.losses, second.losses) == (9, 0)
+
+
+def test_tasks_whose_turn_it_was_count_as_started(cluster: Cluster) -> None:
+    """Their start is reported a moment after it, and may be on its way: a task may kill its agent at once."""
+    tasks = cluster.start(4, slots=2, crash_limit=0)
+    lost = Lost("the node is gone")
+    assert cluster.lose(W1) == [Resolve(tasks[1], lost), Resolve(tasks[0], lost)]
+    assert [task.state for task in tasks[2:]] == [TaskState.READY, TaskState.READY]
+
+
+def test_the_loss_of_a_worker_that_nobody_knows_is_nothing(cluster: Cluster) -> None:
+    tasks = cluster.start(1, slots=1)
+    assert cluster.lose(W2) == []
+    assert cluster.lose(W1) == []
+    assert cluster.lose(W1) == []
+    assert tasks[0].state is TaskState.READY
+
+
+def test_an_attempt_that_its_agent_reports_as_lost_counts_like_a_lost_worker(cluster: Cluster) -> None:
+    (task,) = cluster.start(1, slots=1, crash_limit=1)
+    cluster.begin(W1, task)
+    assert cluster.report(W1, finished(task, LOST, body=b"its interpreter vanished")) == [Start(W1, L1, task)]
+    assert (task.attempt, task.losses) == (2, 1)
+    cluster.begin(W1, task)
+    assert cluster.report(W1, finished(task, LOST, body=b"again \xff")) == [Resolve(task, Lost("again \ufffd"))]
+
+
+def test_an_attempt_that_was_lost_before_it_started_is_not_counted(cluster: Cluster) -> None:
+    (task,) = cluster.start(1, slots=1, crash_limit=0)
+    assert cluster.report(W1, finished(task, LOST, body=b"no template")) == [Start(W1, L1, task)]
+    assert task.losses == 0
+
+
+# ---- retries
+
+
+@pytest.mark.parametrize("end", [ERROR, EXITED, TIMED_OUT, NOT_STARTED])
+def test_a_task_that_failed_is_tried_again_as_often_as_the_user_said(cluster: Cluster, end: str) -> None:
+    (task,) = cluster.start(1, slots=1, retries=2)
+    for attempt in (1, 2):
+        assert task.attempt == attempt
+        cluster.begin(W1, task)
+        assert cluster.report(W1, finished(task, end)) == [Start(W1, L1, task)]
+    last = finished(task, end)
+    assert cluster.report(W1, last) == [Resolve(task, last)]
+    assert task.attempt == 3
+
+
+def test_a_program_that_ended_with_a_status_is_tried_again_unless_that_is_zero(cluster: Cluster) -> None:
+    (task,) = cluster.start(1, slots=1, retries=3)
+    for status in (1, -11):
+        assert cluster.report(W1, finished(task, COMPLETED, returncode=status)) == [Start(W1, L1, task)]
+    last = finished(task, COMPLETED, returncode=0)
+    assert cluster.report(W1, last) == [Resolve(task, last)]
+
+
+@pytest.mark.parametrize("end", [VALUE, KILLED])
+def test_a_task_that_succeeded_or_was_killed_is_not_tried_again(cluster: Cluster, end: str) -> None:
+    (task,) = cluster.start(1, slots=1, retries=5)
+    last = finished(task, end)
+    assert cluster.report(W1, last) == [Resolve(task, last)]
+
+
+def test_a_failure_without_retries_is_the_outcome(cluster: Cluster) -> None:
+    (task,) = cluster.start(1, slots=1)
+    last = finished(task, ERROR, body=b"boom")
+    assert cluster.report(W1, last) == [Resolve(task, last)]
+
+
+def test_a_task_that_is_tried_again_goes_before_those_that_wait(cluster: Cluster) -> None:
+    tasks = cluster.start(4, slots=1, retries=1)
+    assert cluster.report(W1, finished(tasks[0], ERROR)) == [Start(W1, L1, tasks[0])]
+    assert tasks[2].state is TaskState.READY
+
+
+def test_retries_and_losses_are_counted_apart(cluster: Cluster) -> None:
+    (task,) = cluster.start(1, slots=1, retries=1, crash_limit=1)
+    cluster.begin(W1, task)
+    assert cluster.report(W1, finished(task, ERROR)) == [Start(W1, L1, task)]
+    cluster.begin(W1, task)
+    assert cluster.lose(W1) == []
+    assert (task.retries, task.losses, task.state) == (0, 1, TaskState.READY)
+
+
+# ---- cancel
+
+
+def test_a_task_that_waits_is_cancelled_at_once_and_never_starts(cluster: Cluster) -> None:
+    tasks = cluster.start(5, slots=1)
+    assert cluster.cancel(tasks[3]) == [Answer(tasks[3], True)]
+    assert cluster.cancel(tasks[2]) == [Answer(tasks[2], True)]
+    end = finished(tasks[0])
+    assert cluster.report(W1, end) == [Resolve(tasks[0], end), Start(W1, L1, tasks[4])]
+
+
+def test_a_task_that_nobody_knows_is_not_answered(cluster: Cluster) -> None:
+    (task,) = cluster.tasks(1)
+    assert cluster.cancel(task) == []
+    assert cluster.submit(task) == []
+    assert cluster.cancel(task) == [Answer(task, True)]
+    assert cluster.cancel(task) == []
+
+
+def test_a_task_that_was_sent_is_asked_for_and_cancelled_when_it_is_given_back(cluster: Cluster) -> None:
+    tasks = cluster.start(3, slots=1)
+    assert cluster.cancel(tasks[1]) == [RecallTask(W1, tasks[1])]
+    assert tasks[1].state is TaskState.SENT
+    assert cluster.report(W1, recalled(tasks[1], True)) == [Answer(tasks[1], True), Start(W1, L1, tasks[2])]
+    assert tasks[1].state is TaskState.DONE
+
+
+def test_a_task_that_its_agent_does_not_give_back_is_not_cancelled(cluster: Cluster) -> None:
+    (task,) = cluster.start(1, slots=1)
+    assert cluster.cancel(task) == [RecallTask(W1, task)]
+    cluster.begin(W1, task)
+    assert cluster.report(W1, recalled(task, False)) == [Answer(task, False)]
+    end = finished(task)
+    assert cluster.report(W1, end) == [Resolve(task, end)]
+
+
+def test_a_task_that_runs_is_not_cancelled(cluster: Cluster) -> None:
+    (task,) = cluster.start(1, slots=1)
+    cluster.begin(W1, task)
+    assert cluster.cancel(task) == [Answer(task, False)]
+    assert task.state is TaskState.RUNNING
+
+
+def test_a_task_that_ends_before_the_recall_arrives_is_resolved_and_not_cancelled(cluster: Cluster) -> None:
+    (task,) = cluster.start(1, slots=1)
+    assert cluster.cancel(task) == [RecallTask(W1, task)]
+    end = finished(task)
+    assert cluster.report(W1, end) == [Resolve(task, end), Answer(task, False)]
+    assert cluster.report(W1, recalled(task, False)) == []
+
+
+def test_a_task_may_be_cancelled_twice_while_its_agent_is_asked(cluster: Cluster) -> None:
+    (task,) = cluster.start(1, slots=1)
+    assert cluster.cancel(task) == [RecallTask(W1, task)]
+    assert cluster.cancel(task) == [RecallTask(W1, task)]
+    assert cluster.report(W1, recalled(task, True), recalled(task, True)) == [Answer(task, True)]
+
+
+def test_a_task_that_was_not_given_back_can_be_asked_for_again(cluster: Cluster) -> None:
+    (task,) = cluster.start(1, slots=1)
+    assert cluster.cancel(task) == [RecallTask(W1, task)]
+    assert cluster.report(W1, recalled(task, False)) == [Answer(task, False)]
+    assert cluster.cancel(task) == [RecallTask(W1, task)]
+    assert cluster.report(W1, recalled(task, True)) == [Answer(task, True)]
+
+
+def test_an_answer_to_a_recall_that_nobody_asked_for_is_ignored(cluster: Cluster) -> None:
+    (task,) = cluster.start(1, slots=1)
+    assert cluster.report(W1, recalled(task, True), recalled(task, False)) == []
+    assert task.state is TaskState.SENT
+
+
+def test_a_task_that_is_asked_for_is_cancelled_if_its_agent_is_lost(cluster: Cluster) -> None:
+    """It was answered twice; the first answer said that the task goes on, and its future waited for ever."""
+    (task,) = cluster.start(1, slots=1)
+    assert cluster.cancel(task) == [RecallTask(W1, task)]
+    assert cluster.lose(W1) == [Answer(task, True)]
+    assert cluster.join(W2, 1) == []
+
+
+def test_a_task_that_its_agent_lost_while_it_was_asked_for_is_cancelled(cluster: Cluster) -> None:
+    (task,) = cluster.start(1, slots=1)
+    assert cluster.cancel(task) == [RecallTask(W1, task)]
+    assert cluster.report(W1, finished(task, LOST)) == [Answer(task, True)]
+
+
+def test_a_task_that_started_before_its_agent_was_lost_is_not_cancelled(cluster: Cluster) -> None:
+    """Its future runs already, and a future that runs cannot be cancelled: it is tried again."""
+    (task,) = cluster.start(1, slots=1)
+    assert cluster.cancel(task) == [RecallTask(W1, task)]
+    cluster.begin(W1, task)
+    assert cluster.lose(W1) == [Answer(task, False)]
+    assert cluster.join(W2, 1) == [OpenLane(W2, L2, 0, 1), Start(W2, L2, task)]
+
+
+def test_a_cancel_is_answered_when_the_attempt_that_was_asked_for_has_failed(cluster: Cluster) -> None:
+    (task,) = cluster.start(1, slots=1, retries=1)
+    assert cluster.cancel(task) == [RecallTask(W1, task)]
+    wanted = list(cluster.report(W1, finished(task, ERROR), Recalled(task.id, 1, False)))
+    assert [effect for effect in wanted if isinstance(effect, Answer)] == [Answer(task, False)]
+
+
+def test_nothing_is_kept_of_environments_whose_tasks_were_all_cancelled(cluster: Cluster) -> None:
+    """A program that changes its directory between tasks has an environment for each of them."""
+    for environment in range(5):
+        (task,) = cluster.tasks(1, environment)
+        assert cluster.submit(task) == []
+        assert cluster.cancel(task) == [Answer(task, True)]
+    (last,) = cluster.tasks(1, 99)
+    assert cluster.submit(last) == []
+    assert list(cluster.scheduler.classes) == [99]
+
+
+# ---- kill
+
+
+def test_a_task_that_waits_is_killed_at_once(cluster: Cluster) -> None:
+    tasks = cluster.start(4, slots=1)
+    assert cluster.kill(tasks[2]) == [Resolve(tasks[2], Finished(tasks[2].id, 0, KILLED))]
+    end = finished(tasks[0])
+    assert cluster.report(W1, end) == [Resolve(tasks[0], end), Start(W1, L1, tasks[3])]
+
+
+def test_a_task_that_was_sent_is_killed_by_its_agent(cluster: Cluster) -> None:
+    (task,) = cluster.start(1, slots=1)
+    assert cluster.kill(task, 9, 0.5) == [KillTask(W1, task, 9, 0.5)]
+    end = finished(task, KILLED)
+    assert cluster.report(W1, end) == [Resolve(task, end)]
+
+
+def test_a_task_that_runs_is_killed_by_its_agent(cluster: Cluster) -> None:
+    (task,) = cluster.start(1, slots=1)
+    cluster.begin(W1, task)
+    assert cluster.kill(task) == [KillTask(W1, task, 15, 2.0)]
+    assert task.state is TaskState.RUNNING
+
+
+def test_a_task_that_nobody_knows_is_not_killed(cluster: Cluster) -> None:
+    (task,) = cluster.start(1, slots=1)
+    end = finished(task)
+    assert cluster.report(W1, end) == [Resolve(task, end)]
+    assert cluster.kill(task) == []
+
+
+@pytest.mark.parametrize("end", [ERROR, EXITED, TIMED_OUT])
+def test_a_task_that_was_to_be_killed_is_not_tried_again_however_it_ended(cluster: Cluster, end: str) -> None:
+    (task,) = cluster.start(1, slots=1, retries=3)
+    assert cluster.kill(task) == [KillTask(W1, task, 15, 2.0)]
+    last = finished(task, end)
+    assert cluster.report(W1, last) == [Resolve(task, last)]
+
+
+@pytest.mark.parametrize("runs", [False, True])
+def test_a_task_that_was_to_be_killed_does_not_start_again_when_its_agent_is_lost(cluster: Cluster, runs: bool) -> None:
+    (task,) = cluster.start(1, slots=1)
+    if runs:
+        cluster.begin(W1, task)
+    assert cluster.kill(task) == [KillTask(W1, task, 15, 2.0)]
+    wanted = list(cluster.lose(W1))
+    assert [type(effect) for effect in wanted] == [Resolve]
+    assert cluster.join(W2, 1) == []
+
+
+def test_a_task_that_is_asked_for_and_killed_is_resolved_once(cluster: Cluster) -> None:
+    (task,) = cluster.start(1, slots=1)
+    assert cluster.cancel(task) == [RecallTask(W1, task)]
+    assert cluster.kill(task) == [KillTask(W1, task, 15, 2.0)]
+    assert cluster.report(W1, recalled(task, True)) == [Answer(task, True)]
+    assert cluster.report(W1, finished(task, KILLED)) == []
+
+
+# ---- environments that cannot be had
+
+
+def test_all_tasks_of_an_environment_that_cannot_be_had_are_refused(cluster: Cluster) -> None:
+    tasks = cluster.start(4, slots=1)
+    cluster.begin(W1, tasks[0])
+    refused = Refused("no python", b"error")
+    assert cluster.report(W1, Unprepared(0, "no python", b"error")) == [Resolve(task, refused) for task in tasks]
+    assert cluster.scheduler.tasks == {}
+
+
+def test_later_tasks_of_such_an_environment_are_refused_at_once(cluster: Cluster) -> None:
+    assert cluster.join(W1, 1) == []
+    assert cluster.report(W1, Unprepared(0, "no python")) == []
+    (task,), (other,) = cluster.tasks(1, 0), cluster.tasks(1, 1)
+    assert cluster.submit(task, other) == [
+        Resolve(task, Refused("no python", b"")), OpenLane(W1, L1, 1, 1), Start(W1, L1, other),
+    ]  # fmt: skip
+
+
+def test_tasks_of_other_environments_get_the_room(cluster: Cluster) -> None:
+    (task,) = cluster.start(1, slots=1)
+    (other,) = cluster.tasks(1, 1)
+    assert cluster.submit(other) == []
+    assert cluster.report(W1, Unprepared(0, "no")) == [
+        Resolve(task, Refused("no", b"")), CloseLane(W1, L1), OpenLane(W1, L2, 1, 1), Start(W1, L2, other),
+    ]  # fmt: skip
+
+
+def test_what_comes_later_about_a_refused_task_is_ignored(cluster: Cluster) -> None:
+    (task,) = cluster.start(1, slots=1)
+    assert cluster.report(W1, Unprepared(0, "no"), finished(task), started(task)) == [Resolve(task, Refused("no", b""))]
+
+
+def test_a_cancel_that_waits_is_answered_when_its_task_is_refused(cluster: Cluster) -> None:
+    (task,) = cluster.start(1, slots=1)
+    assert cluster.cancel(task) == [RecallTask(W1, task)]
+    assert cluster.report(W1, Unprepared(0, "no")) == [Resolve(task, Refused("no", b"")), Answer(task, False)]
+    assert cluster.report(W1, recalled(task, True)) == []
+
+
+# ---- the check of itself
+
+
+def test_a_move_that_a_task_does_not_have_is_a_bug_of_ours() -> None:
+    task = Task(7, 0, None)
+    task.move(TaskState.DONE)
+    for state in TaskState:
+        with pytest.raises(IllegalMove, match="task 7: done -> "):
+            task.move(state)
+    with pytest.raises(IllegalMove, match="ready -> running"):
+        Task(7, 0, None).move(TaskState.RUNNING)
+
+
+def break_done(scheduler: Scheduler, lane: Lane) -> None:
+    lane.sent[1].state = TaskState.DONE
+
+
+def break_state(scheduler: Scheduler, lane: Lane) -> None:
+    lane.sent[1].state = TaskState.READY
+
+
+def break_slots(scheduler: Scheduler, lane: Lane) -> None:
+    lane.worker.slots = 0
+
+
+def break_lane(scheduler: Scheduler, lane: Lane) -> None:
+    lane.of.lanes.clear()
+
+
+def break_known(scheduler: Scheduler, lane: Lane) -> None:
+    lane.sent[99] = replace(lane.sent[1])
+
+
+def break_order(scheduler: Scheduler, lane: Lane) -> None:
+    lane.width = 3
+    lane.worker.slots = 3
+
+
+@pytest.mark.parametrize("harm", [break_done, break_state, break_slots, break_lane, break_known, break_order])
+def test_the_check_of_the_invariants_sees_what_is_wrong(harm: Any) -> None:
+    scheduler = Scheduler()
+    scheduler.joined(W1, 1)
+    scheduler.submit([Task(number, 0, None) for number in (1, 2, 3)])
+    scheduler.check_invariants()
+    (lane,) = scheduler.workers[W1].lanes.values()
+    harm(scheduler, lane)
+    with pytest.raises(AssertionError):
+        scheduler.check_invariants()
