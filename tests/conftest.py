@@ -92,7 +92,7 @@ class Belongings:
         self._directories = _directories()
 
     def left_since(self) -> list[str]:
-        """What there is now and was not there before, unless it belongs to an executor that lives longer than a test."""
+        """What there is now and was not there before, unless an executor that lives longer has it."""
         older = [each._hub for each in self._executors if not each._shut_down and each._hub is not None]
         spared = {pid for hub in older for root in hub.worker_pids() for pid in [root, *processes.descendants(root)]}
         found = [f"process {text}" for pid, text in self._new_processes().items() if pid not in spared]

@@ -362,7 +362,7 @@ def test_nothing_is_left_of_a_client_that_is_killed(start_script, gate, wait_unt
 
 
 @pytest.mark.parametrize("also", ["supervisor", "agent"])
-def test_no_process_is_left_when_a_client_and_its_agent_are_killed_at_once(start_script, gate, wait_until, also, tmp_path):
+def test_no_process_is_left_when_client_and_agent_are_killed_at_once(start_script, gate, wait_until, also, tmp_path):
     """E1. Two faults at a time; but if the supervisor is one, nobody is left to remove the directories."""
     client = start_script(CLIENT, *gate.paths, "1", env={"TMPDIR": str(tmp_path)})
     gate.wait_arrivals(2)

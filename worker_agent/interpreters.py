@@ -64,7 +64,7 @@ class Owner(Protocol):
 class Child:
     """One interpreter."""
 
-    __slots__ = ("current", "doomed", "early", "go", "last", "leaving", "pid", "pipes")
+    __slots__ = ("current", "doomed", "early", "go", "last", "leaving", "pid", "pipes", "unheard")
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -75,6 +75,8 @@ class Child:
         self.leaving: Timer | None = None
         #: a task of it was to be ended: it runs no more than what it has taken
         self.doomed = False
+        #: an end whose output could not be read yet
+        self.unheard: channel.Ended | None = None
         #: what it printed before its first task: streams and blocks
         self.early: list[tuple[int, bytes]] = []
 
@@ -188,6 +190,9 @@ class Interpreters:
             before = None if self.fresh else self._on_reports
             child.pipes.append(Pipe(self._loop, fd, partial(child.printed, stream), before))
         child.go = fds[2] if len(fds) > 2 else None
+        if child.unheard is not None:
+            ended, child.unheard = child.unheard, None
+            self._on_ended(ended)
 
     # --- tasks --------------------------------------------------------------------------------------------------------
 
@@ -341,6 +346,9 @@ class Interpreters:
         child = self._children.get(ended.pid)
         attempt = child.current if child is not None else None
         if child is None or attempt is None or attempt.order.task != ended.task:
+            return
+        if ended.printed and not child.pipes:
+            child.unheard = ended  # the template is about to hand over the pipes: see _adopt
             return
         if ended.printed:
             child.drain()
