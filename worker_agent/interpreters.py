@@ -319,13 +319,22 @@ class Interpreters:
             if not data:
                 self._loop.unwatch(control.fileno())
                 return
+            self._on_control_message(data, fds)
+
+    def _on_control_message(self, data: bytes, fds: list[int]) -> None:
+        try:
             report = channel.unpack_report(memoryview(data))
-            if type(report) is channel.Forked:
-                self._requested = max(0, self._requested - 1)
-                self._adopt(report.pid, fds)
-            elif type(report) is channel.Exited:
-                self._on_reports()
-                self.on_exit(report.pid, report.status, protocol.Usage(report.user, report.system, report.max_rss))
+        except channel.GarbledReport:
+            report = None
+        if type(report) is channel.Forked and len(fds) >= 2:
+            self._requested = max(0, self._requested - 1)
+            self._adopt(report.pid, fds)
+            return
+        for fd in fds:
+            os.close(fd)
+        if type(report) is channel.Exited:
+            self._on_reports()
+            self.on_exit(report.pid, report.status, protocol.Usage(report.user, report.system, report.max_rss))
 
     def _on_started(self, pid: int, task: int, at: float) -> None:
         attempt = self._offered.pop(task, None)

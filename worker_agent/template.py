@@ -78,6 +78,7 @@ class Template:
         _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)  # the module ``signal`` would make enums of these
         for hook in self._hooks:
             os.register_at_fork(**hook)
+        self._control.close()
         os.dup2(out, 1)
         os.dup2(err, 2)
         gc.enable()
