@@ -283,7 +283,7 @@ class Hub:
         self._perform(self._core.receive(worker.id, reports))
 
     def _note_unprepared(self, report: protocol.Unprepared) -> None:
-        if report.error and self.environments[report.environment].initializer is not None:
+        if report.initializer:
             self.broken = InitializerFailed(f"{report.text}; the executor takes no more tasks")
 
     def _flush(self) -> None:

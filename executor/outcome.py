@@ -529,7 +529,7 @@ def _lost(request: Request, outcome: effects.Lost) -> TaskLost:
 def _refused(request: Request, outcome: effects.Refused) -> BaseException:
     """The exception for a task whose interpreters cannot be had."""
     failure: BaseException = EnvironmentFailed(outcome.text)
-    if outcome.error and request.environment.initializer is not None:
+    if outcome.initializer:
         failure = InitializerFailed(f"{outcome.text}; the executor takes no more tasks")
     if outcome.error:
         failure.__cause__ = _load_error(request.future, outcome.error)

@@ -830,7 +830,7 @@ def test_an_initializer_that_raised_is_told_with_its_error(directory: str) -> No
         except ValueError as raised:
             body = runner.dump_error(raised, [directory])
             raise
-    error = refused(Refused("the initializer raised ValueError: no licence", body))
+    error = refused(Refused("the initializer raised ValueError: no licence", body, True))
     assert type(error) is InitializerFailed
     assert str(error) == "the initializer raised ValueError: no licence; the executor takes no more tasks"
     assert isinstance(error.__cause__, ValueError)
@@ -838,7 +838,7 @@ def test_an_initializer_that_raised_is_told_with_its_error(directory: str) -> No
 
 def test_an_initializer_whose_error_does_not_travel_is_told(directory: str) -> None:
     body = runner.dump_error(TwoArguments("fire", "node7"), [directory])
-    error = refused(Refused("the initializer raised TwoArguments: fire at node7", body))
+    error = refused(Refused("the initializer raised TwoArguments: fire at node7", body, True))
     assert type(error) is InitializerFailed
     assert "fire at node7" in str(error)
 
@@ -846,7 +846,7 @@ def test_an_initializer_whose_error_does_not_travel_is_told(directory: str) -> N
 def test_an_initializer_whose_error_cannot_be_rebuilt_here_is_told() -> None:
     """Its class exists on the node alone, say."""
     body = b"\0" + pickle.dumps(("error", OF_CLIENT, "Traceback ..."))
-    assert type(refused(Refused("the initializer raised Odd: x", body))) is InitializerFailed
+    assert type(refused(Refused("the initializer raised Odd: x", body, True))) is InitializerFailed
 
 
 def test_a_module_whose_name_has_the_word_initializer_in_it_is_none() -> None:

@@ -33,7 +33,7 @@ _FORKED = struct.Struct("<Bq")
 _STARTED = struct.Struct("<BQIqd")
 _ENDED = struct.Struct("<BQIq?ddddqQI??")
 _EXITED = struct.Struct("<Bqiddq")
-_BROKEN = struct.Struct("<BqI")
+_BROKEN = struct.Struct("<Bq?I")
 
 
 class Task(NamedTuple):
@@ -102,11 +102,12 @@ class Exited(NamedTuple):
 
 
 class Broken(NamedTuple):
-    """The initializer (or a module of ``preload``) failed in process ``pid``: a sentence and a pickled error."""
+    """The initializer failed in process ``pid``, or (``preparing``) what comes before it: a sentence and an error."""
 
     pid: int
     text: str
     error: bytes
+    preparing: bool = False
 
 
 Report = Forked | Started | Ended | Exited | Broken
@@ -161,7 +162,7 @@ def pack_broken(broken: Broken) -> bytes:
     """The message for :class:`Broken`; text and error are cut to what a message can hold."""
     text = broken.text.encode(errors="replace")[: MESSAGE_LIMIT // 4]
     error = broken.error if len(broken.error) <= MESSAGE_LIMIT // 2 else b""
-    return _BROKEN.pack(BROKEN, broken.pid, len(text)) + text + error
+    return _BROKEN.pack(BROKEN, broken.pid, broken.preparing, len(text)) + text + error
 
 
 def unpack_report(message: memoryview) -> Report:
@@ -178,9 +179,9 @@ def _read_ended(message: memoryview) -> Ended:
 
 
 def _read_broken(message: memoryview) -> Broken:
-    _, pid, length = _BROKEN.unpack_from(message)
+    _, pid, preparing, length = _BROKEN.unpack_from(message)
     rest = bytes(message[_BROKEN.size :])
-    return Broken(pid, rest[:length].decode(errors="replace"), rest[length:])
+    return Broken(pid, rest[:length].decode(errors="replace"), rest[length:], preparing)
 
 
 _READERS: dict[int, Callable[[memoryview], Report]] = {

@@ -57,7 +57,7 @@ class Owner(Protocol):
     def on_crash(self) -> None:
         """An interpreter did not end by itself: what it had started is the agent's child now, if it lives."""
 
-    def on_unprepared(self, text: str, error: bytes) -> None:
+    def on_unprepared(self, text: str, error: bytes, initializer: bool) -> None:
         """There will be no interpreters."""
 
 
@@ -123,6 +123,8 @@ class Interpreters:
         self._requested = 0
         #: interpreters that run a task, or have run their last one and are leaving
         self._busy = 0
+        #: the template's stderr, a file in memory
+        self._log = -1
         #: interpreters that were told to leave
         self._retiring = 0
         self._template: int | None = None
@@ -150,10 +152,17 @@ class Interpreters:
     def _start_template(self) -> None:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control.setblocking(False)
-        fds: dict[int, int | str] = {0: os.devnull, runner.CONTROL_FD: theirs.fileno()}
+        if self._log < 0:
+            self._log = _memory_file(b"")
+        fds: dict[int, int | str] = {0: os.devnull, 2: self._log, runner.CONTROL_FD: theirs.fileno()}
         with theirs:
             self._template = self._execute("template", fds)
         self._loop.watch(self._control.fileno(), self._on_control)
+
+    def _template_log(self) -> str:
+        """The end of what the template wrote to its stderr."""
+        size = os.fstat(self._log).st_size
+        return os.pread(self._log, 4000, max(0, size - 4000)).decode(errors="replace").strip()
 
     def _execute(self, role: str, fds: dict[int, int | str]) -> int:
         python = self._environment.python
@@ -204,6 +213,8 @@ class Interpreters:
     @property
     def room(self) -> int:
         """How many more tasks may be offered now."""
+        if self._failures >= FAILURES_ALLOWED:
+            return 0
         if self.fresh:
             return self.width - self._busy - len(self._offered)
         shortest = LOOK_AHEAD / LOOK_AHEAD_TASKS
@@ -268,7 +279,7 @@ class Interpreters:
     def _fail_to_start(self, error: OSError) -> None:
         self._failures = FAILURES_ALLOWED
         text = f"the interpreter {self._environment.python[0]!r} cannot be started: {error.strerror or error}"
-        self._owner.on_unprepared(text, b"")
+        self._owner.on_unprepared(text, b"", False)
 
     def _start_more(self, number: int) -> None:
         if self._environment.start == "spawn":
@@ -413,8 +424,12 @@ class Interpreters:
         self._failures += 1
         if self._failures == FAILURES_ALLOWED:
             printed = b"".join(data for _, data in child.early).decode(errors="replace")
-            text = f"interpreters end before they run a task, the last one with status {code}. It printed: {printed!r}"
-            self._owner.on_unprepared(text, b"")
+            what = f"interpreters ({self._environment.python[0]}) end before they run a task"
+            initializer = self._environment.initializer is not None
+            if initializer:
+                what += ", in the initializer or before it"
+            text = f"{what}; the last one ended with status {code}. It printed: {printed!r}"
+            self._owner.on_unprepared(text, b"", initializer)
 
     def _look_for_vanished(self) -> None:
         """An idle interpreter died. Did it take a task along, before it could say so?"""
@@ -433,11 +448,17 @@ class Interpreters:
                 self._owner.on_free(attempt)
 
     def _on_broken(self, broken: channel.Broken) -> None:
-        child = self._children.get(broken.pid)
-        if child is not None and (child.current or child.last):
+        if not self._may_be_broken(broken.pid):
             return  # user code found the socket
         self._failures = FAILURES_ALLOWED
-        self._owner.on_unprepared(broken.text, broken.error)
+        preparing = broken.pid == self._template or broken.preparing
+        self._owner.on_unprepared(broken.text, broken.error, not preparing)
+
+    def _may_be_broken(self, pid: int) -> bool:
+        child = self._children.get(pid)
+        if child is not None:
+            return child.current is None and child.last is None
+        return pid == self._template or (self._template is not None and pid in processes.children(self._template))
 
     # --- ends ---------------------------------------------------------------------------------------------------------
 
@@ -471,8 +492,8 @@ class Interpreters:
             self._owner.on_free(attempt)
         if self._failures >= FAILURES_ALLOWED:
             code = os.waitstatus_to_exitcode(status)
-            text = f"the template interpreter {self._environment.python[0]!r} ended with status {code}"
-            self._owner.on_unprepared(text, b"")
+            text = f"the template interpreter {self._environment.python[0]} ended with status {code}"
+            self._owner.on_unprepared(f"{text}. It printed: {self._template_log()!r}", b"", False)
         self.provide()
 
     def _close_control(self) -> None:
@@ -523,6 +544,9 @@ class Interpreters:
         self._closed = True
         self._close_control()
         self._close_sockets()
+        if self._log >= 0:
+            os.close(self._log)
+            self._log = -1
         for child in self._children.values():
             child.close()
 

@@ -68,7 +68,7 @@ class Lane:
             self._pool = Interpreters(self._host.loop, self.environment, self._setup, self)
         except OSError as error:
             text = f"the interpreter {self.environment.python[0]} cannot be started: {os.strerror(error.errno or 0)}"
-            self.on_unprepared(text, b"")
+            self.on_unprepared(text, b"", False)
 
     def start_ready(self) -> None:
         """Start what the queue holds, as far as there is room."""
@@ -151,9 +151,11 @@ class Lane:
         """What the process had started is to end with it."""
         self._host.kill_strays()
 
-    def on_unprepared(self, text: str, error: bytes) -> None:
-        """The hub decides what becomes of the tasks."""
-        self._host.report(protocol.Unprepared(self.environment.environment, text, error))
+    def on_unprepared(self, text: str, error: bytes, initializer: bool) -> None:
+        """The hub gives up all tasks of the environment, and so do we."""
+        while self.queue:
+            self._host.forget(self.queue.popleft())
+        self._host.report(protocol.Unprepared(self.environment.environment, text, error, initializer))
 
     # --- ends ---------------------------------------------------------------------------------------------------------
 

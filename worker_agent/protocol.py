@@ -200,11 +200,15 @@ class Hello(msgspec.Struct, array_like=True, frozen=True, tag="hello", kw_only=T
 
 
 class Unprepared(msgspec.Struct, array_like=True, frozen=True, tag="unprepared"):
-    """An environment cannot be had: its interpreter did not start (``error`` empty), or its initializer raised."""
+    """An environment cannot be had; why, in a sentence and, if there is one, a pickled exception.
+
+    ``initializer`` says that it was the user's initializer that failed, or ended its process.
+    """
 
     environment: int
     text: str
     error: bytes = b""
+    initializer: bool = False
 
 
 class Started(msgspec.Struct, array_like=True, frozen=True, tag="started"):

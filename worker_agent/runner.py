@@ -518,7 +518,8 @@ def main() -> None:
         preload(setup)
     except BaseException as error:
         text = f"the interpreter could not be prepared: {type(error).__name__}: {error}"
-        reports.send(channel.pack_broken(channel.Broken(os.getpid(), text, dump_error(error, setup.stores))))
+        broken = channel.Broken(os.getpid(), text, dump_error(error, setup.stores), preparing=True)
+        reports.send(channel.pack_broken(broken))
         os._exit(1)
     Interpreter(setup, socket.socket(fileno=TASKS_FD), reports, GO_FD).serve()
 

@@ -102,6 +102,7 @@ class Refused:
 
     text: str
     error: bytes
+    initializer: bool = False
 
 
 Effect = OpenLane | ResizeLane | CloseLane | Start | RecallTask | KillTask | Tell | Resolve | Answer

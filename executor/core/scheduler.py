@@ -151,7 +151,7 @@ class Scheduler:
     }
 
     def _on_unprepared(self, report: protocol.Unprepared) -> None:
-        refused = effects.Refused(report.text, report.error)
+        refused = effects.Refused(report.text, report.error, report.initializer)
         self.refused[report.environment] = refused
         for task in [task for task in self.tasks.values() if task.environment == report.environment]:
             if task.lane is not None:
