@@ -52,7 +52,9 @@ def _end_all_hubs() -> None:
     hubs = list(_hubs)
     interrupted = isinstance(getattr(sys, "last_value", None), KeyboardInterrupt)
     for hub in hubs:
-        if interrupted:
+        if interrupted and hub.closing:
+            hub.terminate(signal.SIGKILL, 0.0)  # Ctrl-C once more, while the tasks were being ended
+        elif interrupted:
             hub.terminate(signal.SIGTERM, 1.0)
         hub.close()
     for hub in hubs:

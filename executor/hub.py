@@ -86,6 +86,10 @@ class Hub:
         self._numbers = iter(range(1, 2**62)).__next__
         #: for the delivery threads, with the end of this step
         self._news: list[tuple[Request, Any]] = []
+        #: tasks that were taken from the inbox and not yet given to the core
+        self._batch: list[Task] = []
+        #: somebody presses Ctrl-C again: no patience with agents
+        self._hurry = False
         self._cancelled: list[tuple[WorkerId, Task]] = []
         self._by_pidfd: dict[int, Worker] = {}
         self._ended_agents: list[Worker] = []
@@ -147,12 +151,18 @@ class Hub:
         self._closing = True
         self._wake()
 
+    @property
+    def closing(self) -> bool:
+        """Whether it is to end."""
+        return self._closing
+
     def cancel_pending(self) -> None:
         """Cancel every task that has not started."""
         self._post(self._cancel_pending)
 
     def terminate(self, number: int, grace: float) -> None:
-        """End all tasks and the agents."""
+        """End all tasks and the agents; SIGKILL without grace also if they are being ended already."""
+        self._hurry = self._hurry or grace == 0.0
         self._post(lambda: self._terminate(number, grace))
 
     def join(self) -> None:
@@ -223,7 +233,7 @@ class Hub:
         return bool(int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
 
     def _take_inbox(self) -> None:
-        tasks: list[Task] = []
+        tasks = self._batch
         for _ in range(len(self._inbox)):
             item = self._inbox.popleft()
             if isinstance(item, Task):
@@ -492,19 +502,22 @@ class Hub:
         self._answers.clear()
 
     def _take_waiting_tasks(self) -> None:
-        while self._inbox:
-            item = self._inbox.popleft()
+        for item in [*self._batch, *self._inbox]:
             if isinstance(item, Task):
                 self._core.tasks[item.id] = item
+        self._batch.clear()
+        self._inbox.clear()
 
     def _stop_agents(self) -> None:
         for worker in self._workers.values():
             worker.outbox.append(protocol.Stop(signal.SIGTERM, self._kill_grace))
         self._flush()
         deadline = time.monotonic() + self._kill_grace + STOP_PATIENCE
-        for worker in self._workers.values():
-            if not worker.identity or not worker.launch.wait(max(0.0, deadline - time.monotonic())):
-                worker.launch.kill()
+        waited_for = [worker for worker in self._workers.values() if worker.identity]
+        while waited_for and not self._hurry and time.monotonic() < deadline:
+            if any(fd == self._wake_fd for fd, _ in self._epoll.poll(deadline - time.monotonic())):
+                os.eventfd_read(self._wake_fd)
+            waited_for = [worker for worker in waited_for if not worker.launch.wait(0)]
         self._kill_agents()
 
     def _kill_agents(self) -> None:

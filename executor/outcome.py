@@ -7,6 +7,7 @@ have changed since the last time is not pickled again.
 
 from __future__ import annotations
 
+import io
 import pickle
 import struct
 import subprocess
@@ -20,7 +21,10 @@ from typing import Any
 
 import cloudpickle
 import msgspec
-from cloudpickle.cloudpickle import _PICKLE_BY_VALUE_MODULES  # the set behind list_registry_pickle_by_value()
+from cloudpickle.cloudpickle import (
+    _DYNAMIC_CLASS_TRACKER_BY_ID,  # classes that were sent or received by value, by a number that travels with them
+    _PICKLE_BY_VALUE_MODULES,  # the set behind list_registry_pickle_by_value()
+)
 
 from executor.core import effects
 from executor.errors import (
@@ -405,6 +409,8 @@ def _load_value(future: TaskFuture, body: bytes) -> tuple[Any, BaseException | N
 
 def _load_body(body: bytes) -> Any:
     if body[:1] in _INLINE:
+        if b"_class_setstate" in body:
+            return ClassKeepingUnpickler(io.BytesIO(body[1:])).load()
         return pickle.loads(memoryview(body)[1:])
     body = _whole(body)
     files = _files(body)
@@ -415,6 +421,34 @@ def _load_body(body: bytes) -> Any:
     finally:
         for path, _ in files:
             store.remove(path)
+
+
+class ClassKeepingUnpickler(pickle.Unpickler):
+    """Unpickles instances of classes that cloudpickle sent by value, and leaves the classes that are here as they are.
+
+    cloudpickle recognises a class of ours that comes back, but gives it the methods of the copy, whose globals are
+    those of the task.
+    """
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file)
+        self._ours: set[int] = set()
+
+    def find_class(self, module: str, name: str) -> Any:
+        """As usual, but for the two makers of classes."""
+        found = super().find_class(module, name)
+        if name == "_make_skeleton_class":
+            return lambda *args: self._make_class(found, *args)
+        if name == "_class_setstate":
+            return lambda made, state: made if id(made) in self._ours else found(made, state)
+        return found
+
+    def _make_class(self, make: Callable[..., Any], *args: Any) -> Any:
+        known = args[4] in _DYNAMIC_CLASS_TRACKER_BY_ID
+        made = make(*args)
+        if known:
+            self._ours.add(id(made))
+        return made
 
 
 def _files(body: bytes) -> list[tuple[str, int]]:

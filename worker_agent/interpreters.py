@@ -54,6 +54,9 @@ class Owner(Protocol):
     def on_returned(self, attempt: Attempt) -> None:
         """The task was offered, and nobody took it."""
 
+    def on_room(self) -> None:
+        """Places may have become free otherwise."""
+
     def on_crash(self) -> None:
         """An interpreter did not end by itself: what it had started is the agent's child now, if it lives."""
 
@@ -494,6 +497,7 @@ class Interpreters:
             code = os.waitstatus_to_exitcode(status)
             text = f"the template interpreter {self._environment.python[0]} ended with status {code}"
             self._owner.on_unprepared(f"{text}. It printed: {self._template_log()!r}", b"", False)
+        self._owner.on_room()
         self.provide()
 
     def _close_control(self) -> None:

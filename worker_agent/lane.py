@@ -147,6 +147,10 @@ class Lane:
         if self._pool is None or self._pool.fresh:
             self.running -= 1
 
+    def on_room(self) -> None:
+        """Every lane may start what it can."""
+        self._host.start_ready()
+
     def on_crash(self) -> None:
         """What the process had started is to end with it."""
         self._host.kill_strays()
@@ -155,6 +159,7 @@ class Lane:
         """The hub gives up all tasks of the environment, and so do we."""
         while self.queue:
             self._host.forget(self.queue.popleft())
+        self._host.start_ready()
         self._host.report(protocol.Unprepared(self.environment.environment, text, error, initializer))
 
     # --- ends ---------------------------------------------------------------------------------------------------------

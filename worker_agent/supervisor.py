@@ -34,11 +34,11 @@ def supervise(client_pid: int, client_start: int, directories: list[str], agent:
     if pid == 0:
         _become_agent(agent)
     signal.signal(signal.SIGTERM, lambda *_: processes.kill_tree(os.getpid(), signal.SIGKILL))
-    pidfd = os.pidfd_open(pid)
-    _wait(pidfd, client_pid)
+    client = _open_client(client_pid, client_start)
+    _wait(os.pidfd_open(pid), client)
     processes.kill_tree(os.getpid(), signal.SIGKILL)
     status = _reap_all(pid)
-    if processes.start_time(client_pid) != client_start:
+    if client is None or not processes.pidfd_alive(client):
         for directory in directories:
             shutil.rmtree(directory, ignore_errors=True)
     os._exit(_exit_code(status))
@@ -60,19 +60,25 @@ def _become_agent(agent: Callable[[], int]) -> NoReturn:
         os._exit(code)
 
 
-def _wait(agent: int, client_pid: int) -> None:
+def _open_client(pid: int, start: int) -> int | None:
+    """A pidfd of the client; None if it has ended."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
+    return pidfd if processes.start_time(pid) == start else None
+
+
+def _wait(agent: int, client: int | None) -> None:
     """Until the agent has ended; if the client ends first, the agent gets a little time to follow."""
     poll = select.poll()
     poll.register(agent, select.POLLIN)
-    try:
-        poll.register(os.pidfd_open(client_pid), select.POLLIN)
-    except ProcessLookupError:
+    if client is None:
         return
-    while agent not in dict(poll.poll()):
-        poll = select.poll()
-        poll.register(agent, select.POLLIN)
+    poll.register(client, select.POLLIN)
+    if agent not in dict(poll.poll()):
+        poll.unregister(client)
         poll.poll(_PATIENCE_MS)
-        return
 
 
 def _reap_all(agent: int) -> int:
