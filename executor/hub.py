@@ -81,6 +81,7 @@ class Hub:
         self._sleeping = False
         self._closing = False
         self._ended = threading.Event()
+        self._gone = threading.Event()
         self._workers: dict[WorkerId, Worker] = {}
         self._by_identity: dict[bytes, Worker] = {}
         self._numbers = iter(range(1, 2**62)).__next__
@@ -170,6 +171,7 @@ class Hub:
         if threading.current_thread() is self._thread or self.delivery.is_own_thread():
             return
         if self._thread.ident is not None:
+            self._gone.wait()  # a join that Ctrl-C has interrupted once may not wait when it is called again
             self._thread.join()
         self.delivery.join()
 
@@ -191,6 +193,7 @@ class Hub:
             self._kill_agents()
         finally:
             self._close()
+            self._gone.set()
 
     def _open(self) -> None:
         self._context = zmq.Context()

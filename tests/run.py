@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NoReturn
 
@@ -37,15 +38,19 @@ def main() -> None:
     """All steps on all versions."""
     wanted, pytest_arguments = read_arguments()
     pythons = find_pythons(wanted)
-    for number, (version, python) in enumerate(pythons.items()):
-        venv_python = install(version, python)
-        if number == 0:
-            run_step(version, "ruff", [venv_python, "-m", "ruff", "check", "--extend-exclude", ".venvs"])
-            run_step(version, "mypy", [venv_python, "-m", "mypy"])
-        # a test that hangs shows where, long before the step's limit
-        pytest = [venv_python, "-m", "pytest", "-o", "faulthandler_timeout=120", *pytest_arguments]
-        run_step(version, "pytest", pytest, show_last_line=True)
+    venvs = {version: install(version, python) for version, python in pythons.items()}
+    lowest = next(iter(venvs))
+    run_step(lowest, "ruff", [venvs[lowest], "-m", "ruff", "check", "--extend-exclude", ".venvs"])
+    run_step(lowest, "mypy", [venvs[lowest], "-m", "mypy"])
+    with ThreadPoolExecutor() as pool:  # the tests wait more than they work
+        list(pool.map(lambda version: run_tests(version, venvs[version], pytest_arguments), venvs))
     say(f"All passed on Python {', '.join(pythons)}.")
+
+
+def run_tests(version: str, venv_python: str, pytest_arguments: list[str]) -> None:
+    """pytest on one version. A test that hangs shows where, long before the step's limit."""
+    command = [venv_python, "-m", "pytest", "-q", "-o", "faulthandler_timeout=120", *pytest_arguments]
+    run_step(version, "pytest", command, show_last_line=True)
 
 
 def read_arguments() -> tuple[list[str], list[str]]:

@@ -1016,12 +1016,13 @@ def test_a_small_workload_runs_in_an_unusual_interpreter(run_script, flags, env,
 # ---- E22: bugs of ours
 
 
-def test_if_the_hub_dies_of_a_bug_at_submit_every_future_says_so(make, gate, monkeypatch):
+def test_if_the_hub_dies_of_a_bug_at_submit_every_future_says_so(make, gate, monkeypatch, wait_until):
     """E22: the running task, one that an agent has, and those whose arrival hit the bug; then ``submit`` raises."""
     executor = make(1)
     futures = [executor.submit(pass_gate, *gate.paths)]
     [pid] = gate.wait_arrivals(1)
     futures.append(executor.submit(echo, 1))
+    wait_until(lambda: futures[1].state == "sent")
     break_scheduler(monkeypatch, "submit")
     futures.append(executor.submit(echo, 2))
     check_that_all_say_so(futures, executor)
