@@ -287,16 +287,8 @@ class Agent:
         self._lanes[attempt.order.lane].on_free(attempt)
 
     def _reap(self) -> None:
-        """Everything that ended; a process group is killed before its number can be anybody else's."""
-        while True:
-            try:
-                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            except ChildProcessError:
-                return
-            if ended is None:
-                return
-            processes.kill_group(ended.si_pid, signal.SIGKILL)
-            pid, status, used = os.wait4(ended.si_pid, 0)
+        """Everything that ended."""
+        for pid, status, used in processes.reap_children():
             self._on_reaped(pid, status, protocol.Usage(used.ru_utime, used.ru_stime, used.ru_maxrss * 1024))
 
     def _on_reaped(self, pid: int, status: int, usage: protocol.Usage) -> None:

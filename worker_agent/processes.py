@@ -12,6 +12,7 @@ import errno
 import functools
 import math
 import os
+import resource
 import select
 import signal
 from collections import defaultdict
@@ -230,6 +231,22 @@ def _send(pid: int, sig: int) -> None:
     # Gone is what we want; and a set-uid program, which is beyond our reach, must not save its whole tree.
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(pid, sig)
+
+
+def reap_children() -> Iterator[tuple[int, int, resource.struct_rusage]]:
+    """Each child that has ended: its pid, wait status and usage, after what is left of its process group was killed.
+
+    The group is killed before the child is reaped: until then its number cannot be anybody else's.
+    """
+    while True:
+        try:
+            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return
+        if ended is None:
+            return
+        kill_group(ended.si_pid, signal.SIGKILL)
+        yield os.wait4(ended.si_pid, 0)
 
 
 def pidfd_alive(pidfd: int) -> bool:

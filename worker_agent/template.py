@@ -86,19 +86,8 @@ class Template:
         runner.Interpreter(self._setup, self._tasks, self._reports, go).serve()
 
     def _reap(self) -> None:
-        """Report each child that ended, after killing what is left of its process group.
-
-        The group is killed before the child is reaped: until then its number cannot be anybody else's.
-        """
-        while True:
-            try:
-                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            except ChildProcessError:
-                return
-            if ended is None:
-                return
-            processes.kill_group(ended.si_pid, signal.SIGKILL)
-            pid, status, used = os.wait4(ended.si_pid, 0)
+        """Report each child that ended."""
+        for pid, status, used in processes.reap_children():
             exited = channel.Exited(pid, status, used.ru_utime, used.ru_stime, used.ru_maxrss * 1024)
             self._control.send(channel.pack_exited(exited))
 
