@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -280,6 +281,7 @@ class HPCExecutor(_Tasks):
             raw=[(os.fsencode(name), os.fsencode(text)) for name, text in raw.items()], preload=self._preload,
             initializer=self._initializer,
             authkey=_authkey(), argv=[each for each in sys.argv if _is_text(each)],
+            version=platform.python_version(),
         )  # fmt: skip
         assert self._hub is not None
         self._hub.environments[prepared.environment] = prepared

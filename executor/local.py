@@ -11,6 +11,7 @@ import tempfile
 from dataclasses import dataclass
 
 from worker_agent import interpreter, processes, protocol
+from worker_agent.runner import SESSION_STORES
 
 _SCRIPT = os.path.abspath(interpreter.__file__)
 #: The longest path that a unix socket can have.
@@ -27,8 +28,10 @@ class SessionDirectories:
     """
 
     def __init__(self) -> None:
-        places = [_MEMORY] if os.access(_MEMORY, os.W_OK | os.X_OK) else []
-        places.append(tempfile.gettempdir())
+        places = _outer_stores()
+        if not places:
+            places = [_MEMORY] if os.access(_MEMORY, os.W_OK | os.X_OK) else []
+            places.append(tempfile.gettempdir())
         self.stores = [tempfile.mkdtemp(prefix="hpc-executor-", dir=place) for place in places]
         self.main = self.stores[0]
         if len(self.endpoint_path) > _SOCKET_PATH_LIMIT:
@@ -44,6 +47,12 @@ class SessionDirectories:
         """Remove them with all that is in them."""
         for directory in self.stores:
             shutil.rmtree(directory, ignore_errors=True)
+
+
+def _outer_stores() -> list[str]:
+    """The directories of the session whose task this process is, if it is one; with them, ours go at the latest."""
+    places = [place for place in os.environ.get(SESSION_STORES, "").split(os.pathsep) if place]
+    return [place for place in places if os.path.isdir(place) and os.stat(place).st_uid == os.getuid()]
 
 
 @dataclass(slots=True, eq=False)

@@ -211,6 +211,7 @@ class Agent:
         return runner.Setup(
             environment.cwd, environment.path, environment.preload, initializer, environment.max_tasks,
             self._connection.stores, folder, environment.authkey, environment.argv,
+            environment.version,
         )  # fmt: skip
 
     def _on_resize(self, order: protocol.Resize) -> None:

@@ -100,7 +100,8 @@ class Prepare(msgspec.Struct, array_like=True, frozen=True, tag="prepare", kw_on
     ``python`` is the interpreter with its flags. ``start`` is "fork" (from a template), "spawn" (exec for each), or
     "exec": programs, no interpreter at all. ``max_tasks`` is how many tasks an interpreter
     runs, 0 for any number. ``initializer`` is a pickled ``(function, args)``. ``authkey`` lets tasks use proxies of
-    multiprocessing's managers; ``argv`` is the submitter's ``sys.argv``.
+    multiprocessing's managers; ``argv`` is the submitter's ``sys.argv``,
+    ``version`` its Python, such as "3.12.1".
     """
 
     environment: int
@@ -115,6 +116,7 @@ class Prepare(msgspec.Struct, array_like=True, frozen=True, tag="prepare", kw_on
     initializer: Payload | None = None
     authkey: bytes | None = None
     argv: list[str] = []
+    version: str = ""
 
 
 class Define(msgspec.Struct, array_like=True, frozen=True, tag="define"):

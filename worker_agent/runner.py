@@ -47,6 +47,8 @@ NO_AGENT = 70
 TASKS_FD, REPORTS_FD, SETUP_FD, CONTROL_FD, GO_FD = 3, 4, 5, 6, 7
 _SMALL = frozenset({int, float, bool, complex, type(None)})
 _FUNCTIONS_KEPT = 64
+#: The variable that tells an executor inside a task where our directories are: its own lie in them, and go with them.
+SESSION_STORES = "HPC_SESSION_STORES"
 #: Bytes of a body in a message; it may have the names of very many buffers.
 BODY_LIMIT = channel.MESSAGE_LIMIT // 2
 _waiting, _NOTHING_WAITS = bytearray(4), bytes(4)
@@ -70,6 +72,7 @@ class Setup(NamedTuple):
     cloudpickle: str
     authkey: bytes | None
     argv: list[str]
+    version: str
 
 
 class Interpreter:
@@ -463,8 +466,12 @@ def run_exit_functions() -> None:
 
 def prepare(setup: Setup) -> None:
     """Give this interpreter the submitter's ``sys.path`` and directory, and cloudpickle."""
+    if setup.version.split(".")[:2] != sys.version.split()[0].split(".")[:2]:
+        what = f"it is Python {sys.version.split()[0]} and the submitter's is Python {setup.version}"
+        raise RuntimeError(f"{what}: functions cannot travel between them (programs can)")
     sys.path[:] = setup.path
     sys.argv[:] = setup.argv
+    os.environ[SESSION_STORES] = os.pathsep.join(setup.stores)
     os.chdir(setup.cwd)
     load_cloudpickle(setup.cloudpickle)
     if setup.authkey is not None:
