@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import platform
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -31,9 +30,6 @@ from worker_agent import processes, protocol
 
 if sys.platform != "linux":
     raise ImportError("HPCExecutor runs on Linux only: it stands on pidfds, sub-reapers and SEQPACKET sockets")
-
-#: Variables that an interpreter reads when it starts: a task that changes one needs a template of its own.
-_START_VARIABLES = ("LD_", "PYTHON", "MALLOC_", "GLIBC_TUNABLES")
 
 #: The interpreter ends: no more tasks.
 _exiting = False
@@ -260,7 +256,8 @@ class HPCExecutor(_Tasks):
         if self._surroundings != (directory, sys.path, variables, managers):
             self._surroundings = (directory, list(sys.path), dict(variables), managers)
             self._environments = {}
-        changes = tuple(pair for pair in options.env if pair[0].startswith(_START_VARIABLES)) if options.env else ()
+        read = protocol.START_VARIABLES
+        changes = tuple(pair for pair in options.env if pair[0].startswith(read)) if options.env else ()
         found = self._environments.get((start, changes))
         if found is None:
             found = self._environments[start, changes] = self._prepare(start, directory, changes)
@@ -276,8 +273,8 @@ class HPCExecutor(_Tasks):
         if not _is_text(directory):
             raise OptionValueError(f"the working directory {directory!r} has a name that is not UTF-8: go elsewhere")
         prepared = protocol.Prepare(
-            environment=next(self._environment_numbers), python=_python(), start=start, max_tasks=self._max_tasks or 0,
-            cwd=directory, path=[each for each in sys.path if _is_text(each)], env=env,
+            environment=next(self._environment_numbers), python=processes.this_python(), start=start,
+            max_tasks=self._max_tasks or 0, cwd=directory, path=[each for each in sys.path if _is_text(each)], env=env,
             raw=[(os.fsencode(name), os.fsencode(text)) for name, text in raw.items()], preload=self._preload,
             initializer=self._initializer,
             authkey=_authkey(), argv=[each for each in sys.argv if _is_text(each)],
@@ -442,11 +439,6 @@ def _name(fn: Any) -> str:
 def _authkey() -> bytes | None:
     """The key by which managers of multiprocessing know their clients, if there are any: proxies may be arguments."""
     return bytes(multiprocessing.current_process().authkey) if "multiprocessing.managers" in sys.modules else None
-
-
-def _python() -> list[str]:
-    """This interpreter, with the flags it was started with (as :mod:`multiprocessing` does it)."""
-    return [sys.executable, *subprocess._args_from_interpreter_flags()]  # type: ignore[attr-defined]
 
 
 def _settings(options: TaskOptions, grace: float) -> protocol.Settings | None:

@@ -100,8 +100,8 @@ def launch(session: str, directories: SessionDirectories, slots: int) -> Launch:
     log = os.path.join(directories.main, f"agent-{connection.launch}.log")
     with open(log, "wb") as stderr:
         process = subprocess.Popen(
-            [sys.executable, "-P", _SCRIPT, "agent"], stdin=subprocess.PIPE, stdout=stderr, stderr=stderr, cwd="/",
-            start_new_session=True, env=_agent_environment(),
+            [sys.executable, "-E", "-P", _SCRIPT, "agent", *processes.this_python()], stdin=subprocess.PIPE,
+            stdout=stderr, stderr=stderr, cwd="/", start_new_session=True,
         )  # fmt: skip
     pidfd = os.pidfd_open(process.pid)
     assert process.stdin is not None
@@ -111,8 +111,3 @@ def launch(session: str, directories: SessionDirectories, slots: int) -> Launch:
     except BrokenPipeError:
         pass  # it died at once: its log says why, and its end is noticed as any other
     return Launch(connection.launch, process, pidfd, log)
-
-
-def _agent_environment() -> dict[str, str]:
-    """The agent's own environment: what it hands to tasks comes with each :class:`protocol.Prepare`."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}

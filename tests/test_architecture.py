@@ -32,7 +32,8 @@ IMPURE = {
 }  # fmt: skip
 #: Loaded by each fresh interpreter, where nothing of ours need be installed.
 IN_INTERPRETERS = {
-    "worker_agent", "worker_agent.channel", "worker_agent.interpreter", "worker_agent.processes", "worker_agent.runner",
+    "worker_agent", "worker_agent.channel", "worker_agent.descriptors", "worker_agent.interpreter",
+    "worker_agent.processes", "worker_agent.runner",
     "worker_agent.store", "worker_agent.template",
 }  # fmt: skip
 PICKLERS = {"cloudpickle", "dill", "marshal", "pickle", "shelve"}

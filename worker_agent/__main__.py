@@ -2,42 +2,47 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
+from collections.abc import Sequence
 from typing import NoReturn
 
-from worker_agent import protocol, supervisor
+from worker_agent import supervisor
 
 
-def main(arguments: list[str] | None = None) -> NoReturn:
-    """Read the connection data, then supervise an agent that uses it. ``arguments`` default to those of the process."""
-    data = _connection_data(arguments)
+def main(arguments: Sequence[str] | None = None, python: Sequence[str] = ()) -> NoReturn:
+    """Read the connection data, then supervise an agent that uses it. ``arguments`` default to those of the process.
+
+    ``python`` is the interpreter, with its flags, of the tasks that will probably come first.
+    """
+    data = _connection_data(sys.argv[1:] if arguments is None else arguments)
     if not data:
         sys.exit("there is no connection data: the client has ended")
-    connection = protocol.read_connection(data)
-    sys.path.extend(folder for folder in connection.path if folder not in sys.path)
     _detach_stdin()
-    supervisor.supervise(
-        connection.client_pid, connection.client_start, [connection.directory, *connection.stores],
-        lambda: _run_agent(connection),
-    )  # fmt: skip
+    supervisor.supervise(data, lambda: _run_agent(data, python))
 
 
-def _run_agent(connection: protocol.Connection) -> int:
+def _run_agent(data: bytes, python: Sequence[str]) -> None:
+    """What takes time to start is started first: a template, while we import the rest."""
+    from worker_agent import spawning
+
+    early = spawning.TemplateProcess(python, os.environ) if python else None
+    path = supervisor.read_fields(data).get("path", ())
+    sys.path.extend(folder for folder in path if folder not in sys.path)
+    from worker_agent import protocol
     from worker_agent.agent import Agent
 
-    Agent(connection).run()
-    return 0
+    Agent(protocol.read_connection(data), early).run()
 
 
-def _connection_data(words: list[str] | None) -> bytes:
+def _connection_data(arguments: Sequence[str]) -> bytes:
+    if not arguments:
+        return sys.stdin.buffer.readline()
+    import argparse
+
     parser = argparse.ArgumentParser(prog="python -m worker_agent", description=__doc__)
     parser.add_argument("file", nargs="?", help="a file with connection data that only its owner may read (0600)")
-    arguments = parser.parse_args(words)
-    if arguments.file is None:
-        return sys.stdin.buffer.readline()
-    return _read_private(arguments.file)
+    return _read_private(parser.parse_args(arguments).file)
 
 
 def _read_private(path: str) -> bytes:

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 import zmq
 
-from worker_agent import processes, protocol, runner
+from worker_agent import processes, protocol, runner, spawning
 from worker_agent.attempt import Attempt, State
 from worker_agent.lane import Lane
 from worker_agent.loop import Loop
@@ -36,8 +36,10 @@ ANNOUNCE = 0.005
 class Agent:
     """All that an agent knows and does."""
 
-    def __init__(self, connection: protocol.Connection) -> None:
+    def __init__(self, connection: protocol.Connection, early: spawning.TemplateProcess | None = None) -> None:
+        """``early`` is a template that was started before we knew what for: see :meth:`_take_early`."""
         self.loop = Loop()
+        self._early = early
         self.programs = Programs(self.loop, self._on_program_end)
         self._connection = connection
         self._epoch = 0
@@ -92,7 +94,7 @@ class Agent:
         self.loop.watch(int(self._hub.getsockopt(zmq.FD)), lambda: None)
         hello = protocol.Hello(
             launch=self._connection.launch, host=socket.gethostname(), pid=os.getpid(),
-            python=platform.python_version(), slots=self._connection.slots,
+            python=sys.version.split()[0], slots=self._connection.slots,
         )  # fmt: skip
         self.report(hello)
         self._flush()
@@ -198,8 +200,17 @@ class Agent:
 
     def _on_open(self, order: protocol.Open) -> None:
         environment = self._environments[order.environment]
-        lane = self._lanes[order.lane] = Lane(self, order.lane, environment, self._setup(environment))
+        early = self._take_early(environment)
+        lane = self._lanes[order.lane] = Lane(self, order.lane, environment, self._setup(environment), early)
         lane.resize(order.width)
+
+    def _take_early(self, environment: protocol.Prepare) -> spawning.TemplateProcess | None:
+        """The template that was started first, for the first lane; if it is not one that this lane can use, it ends."""
+        early, self._early = self._early, None
+        if early is None or (environment.start == "fork" and environment.starts_like(early.python, early.env)):
+            return early
+        early.discard()
+        return None
 
     def _setup(self, environment: protocol.Prepare) -> runner.Setup:
         import cloudpickle
@@ -211,7 +222,7 @@ class Agent:
         return runner.Setup(
             environment.cwd, environment.path, environment.preload, initializer, environment.max_tasks,
             self._connection.stores, folder, environment.authkey, environment.argv,
-            environment.version,
+            environment.version, {},
         )  # fmt: skip
 
     def _on_resize(self, order: protocol.Resize) -> None:
@@ -252,7 +263,7 @@ class Agent:
         self._leave_if_done()
 
     def _leave_if_done(self) -> None:
-        if self._stopping and not self._attempts:
+        if self._stopping and not self._attempts and not any(lane.busy for lane in self._lanes.values()):
             self.report(protocol.Bye("the hub said stop"))
             self._flush_now()
             self._leave()
@@ -274,18 +285,18 @@ class Agent:
                 lane.start_ready()
         if self._closing:
             self._close_idle_lanes()
+        self._leave_if_done()
 
     def forget(self, attempt: Attempt) -> None:
-        """The attempt has ended, and its process with it."""
+        """The attempt has ended, or is not to start here; its process may still be leaving."""
         if self._attempts.get(attempt.order.task) is attempt:
             del self._attempts[attempt.order.task]
-        self._leave_if_done()
 
     # --- processes ----------------------------------------------------------------------------------------------------
 
     def _on_program_end(self, attempt: Attempt) -> None:
         self.kill_strays()
-        self._lanes[attempt.order.lane].on_free(attempt)
+        self._lanes[attempt.order.lane].on_free()
 
     def _reap(self) -> None:
         """Everything that ended."""
@@ -300,6 +311,9 @@ class Agent:
             if lane.owns(pid):
                 lane.reaped(pid, status, usage)
                 return
+        if self._early is not None and pid == self._early.pid:
+            self._early.discard()
+            self._early = None
         self.kill_strays()  # what it had started is our child now
 
     def kill_strays(self) -> None:
@@ -310,11 +324,14 @@ class Agent:
         """
         sessions = {attempt.pid for attempt in self.programs.running_attempts()}
         for pid in processes.children(os.getpid()):
-            known = pid in self.programs or any(lane.owns(pid) for lane in self._lanes.values())
-            if not known and not self._belongs_to_running(pid, sessions):
+            if not self._owns(pid) and not self._belongs_to_running(pid, sessions):
                 processes.kill_tree(pid, signal.SIGKILL)
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
+
+    def _owns(self, pid: int) -> bool:
+        early = self._early is not None and pid == self._early.pid
+        return early or pid in self.programs or any(lane.owns(pid) for lane in self._lanes.values())
 
     def _belongs_to_running(self, pid: int, sessions: set[int]) -> bool:
         try:

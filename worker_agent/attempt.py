@@ -20,6 +20,9 @@ class Reporter(Protocol):
     def announce_soon(self, attempt: Attempt) -> None:
         """Call :meth:`Attempt.announce` in a moment, unless the attempt ends before."""
 
+    def forget(self, attempt: Attempt) -> None:
+        """The attempt has ended."""
+
 
 class State(Enum):
     """Where an attempt stands on its agent."""
@@ -99,6 +102,7 @@ class Attempt:
             self.ended, usage or protocol.Usage(), self._tail(1), self._tail(2),
         )  # fmt: skip
         self._reporter.report(finished)
+        self._reporter.forget(self)
 
     def stop_timers(self) -> None:
         """Nothing more is due for it."""

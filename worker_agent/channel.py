@@ -1,8 +1,9 @@
-"""What an agent and its interpreters say to each other, over SEQPACKET sockets that all interpreters of a lane share.
+"""What an agent and its interpreters say to each other, over the queues that ``spawning`` makes.
 
-    agent --tasks-->   one message is one task; whichever interpreter is idle takes it, so that the kernel is the queue
-    agent <-reports--  one message is one report; the queue keeps the order in which they were sent
-    agent <-control->  the template alone: how many interpreters to fork; which it forked, and which have ended
+    tasks     one message is one task; whichever interpreter is idle takes it, so that the kernel is the queue
+    starts    Started
+    reports   Ended, Broken
+    control   from the template: Forked, Exited
 
 Tasks are tuples in ``marshal`` form: fast, in the standard library, and both ends are ours. Reports are a fixed binary
 header and opaque bytes: what comes from a process that runs user code is never unpickled or unmarshalled here.
@@ -16,9 +17,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from worker_agent import store
-
-#: More than any message: an inline payload, an inline function, names of stored buffers.
-MESSAGE_LIMIT = 208 * 1024
+from worker_agent.descriptors import MESSAGE_LIMIT as MESSAGE_LIMIT
 
 #: marshal's format 4 is the same in every Python from 3.4 on.
 _MARSHAL_VERSION = 4

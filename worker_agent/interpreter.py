@@ -1,4 +1,4 @@
-"""The script that everything of ours starts with: ``python -P interpreter.py template|spawned|agent``.
+"""The script that everything of ours starts with: ``python -P interpreter.py template|spawned|agent [PYTHON FLAGS]``.
 
 It makes this package importable from where it lies, so that an interpreter's own environment needs nothing of ours and
 gets nothing else of the agent's, and it leaves ``__main__`` empty for the user's code.
@@ -44,13 +44,12 @@ def hold_fork_hooks() -> "Callable[[], list[dict[str, object]]]":
 
 def main(role: str, directory: str) -> None:
     """Become a template, an interpreter that runs tasks at once, or an agent."""
-    if role == "agent":
-        load_package(directory)
-        from worker_agent import __main__ as agent
-
-        agent.main([])
     release = hold_fork_hooks() if role == "template" else None
     load_package(directory)
+    if role == "agent":
+        from worker_agent import __main__ as agent
+
+        agent.main([], python=sys.argv[2:])
     sys.modules["__main__"] = type(sys)("__main__")
     sys.argv[:] = [""]
     if release is not None:

@@ -9,20 +9,18 @@ task without asking us. They are forked from a template, or (start method "spawn
 
 from __future__ import annotations
 
-import array
-import contextlib
-import fcntl
 import os
 import signal
 import socket
+from collections.abc import Mapping
 from functools import partial
 from typing import Protocol
 
-from worker_agent import channel, processes, protocol, runner
+from worker_agent import channel, descriptors, processes, protocol, runner, spawning
 from worker_agent.attempt import Attempt, State
+from worker_agent.child import Child
 from worker_agent.loop import Loop, Timer
 from worker_agent.pipes import Pipe
-from worker_agent.programs import FileAction
 
 #: Seconds that an interpreter may take to leave after its last outcome (exit functions, threads of the user's code).
 EXIT_GRACE = 2.0
@@ -34,9 +32,9 @@ FAILURES_ALLOWED = 3
 LOOK_AHEAD = 0.002
 LOOK_AHEAD_TASKS = 128
 
-_SCRIPT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "interpreter.py")
-#: Blocks of output kept from before an interpreter's first task.
-_EARLY_BLOCKS = 16
+#: Seconds after which a task that was offered is asked after, if nothing else has shown that it started.
+_ASK = 0.005
+
 
 
 class Owner(Protocol):
@@ -48,8 +46,8 @@ class Owner(Protocol):
     def on_result(self, attempt: Attempt, ended: channel.Ended) -> None:
         """A task has an outcome."""
 
-    def on_free(self, attempt: Attempt) -> None:
-        """What the task occupied is free again."""
+    def on_free(self) -> None:
+        """What a task occupied is free again."""
 
     def on_returned(self, attempt: Attempt) -> None:
         """The task was offered, and nobody took it."""
@@ -64,59 +62,14 @@ class Owner(Protocol):
         """There will be no interpreters."""
 
 
-class Child:
-    """One interpreter."""
-
-    __slots__ = ("current", "doomed", "early", "go", "last", "leaving", "pid", "pipes", "unheard")
-
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
-        self.current: Attempt | None = None
-        self.last: Attempt | None = None
-        self.pipes: list[Pipe] = []
-        self.go: int | None = None
-        self.leaving: Timer | None = None
-        #: a task of it was to be ended: it runs no more than what it has taken
-        self.doomed = False
-        #: an end whose output could not be read yet
-        self.unheard: channel.Ended | None = None
-        #: what it printed before its first task: streams and blocks
-        self.early: list[tuple[int, bytes]] = []
-
-    def printed(self, stream: int, data: bytes) -> None:
-        """Its output belongs to the task that it runs, ran last, or will run first."""
-        attempt = self.current or self.last
-        if attempt is not None:
-            attempt.printed(stream, data)
-        elif len(self.early) < _EARLY_BLOCKS:
-            self.early.append((stream, data))
-
-    def take(self, attempt: Attempt) -> None:
-        """It runs ``attempt`` now, whose output begins with what was printed before any task."""
-        self.current = attempt
-        for stream, data in self.early:
-            attempt.printed(stream, data)
-        self.early.clear()
-
-    def drain(self) -> None:
-        """Read what it has printed so far."""
-        for pipe in self.pipes:
-            pipe.drain()
-
-    def close(self) -> None:
-        """It is gone."""
-        for pipe in self.pipes:
-            pipe.finish()
-        if self.go is not None:
-            os.close(self.go)
-        if self.leaving is not None:
-            self.leaving.cancel()
-
-
 class Interpreters:
     """The interpreters of one lane."""
 
-    def __init__(self, loop: Loop, environment: protocol.Prepare, setup: runner.Setup, owner: Owner) -> None:
+    def __init__(
+        self, loop: Loop, environment: protocol.Prepare, setup: runner.Setup, owner: Owner,
+        early: spawning.TemplateProcess | None = None,
+    ) -> None:  # fmt: skip
+        """``early`` is a template that was started before it was known what for. Raises OSError: there is no python."""
         self._loop = loop
         self._environment = environment
         self._setup = setup
@@ -126,85 +79,71 @@ class Interpreters:
         self._requested = 0
         #: interpreters that run a task, or have run their last one and are leaving
         self._busy = 0
-        #: the template's stderr, a file in memory
-        self._log = -1
         #: interpreters that were told to leave
         self._retiring = 0
-        self._template: int | None = None
-        self._control: socket.socket | None = None
+        self._template: spawning.TemplateProcess | None = None
         self._failures = 0
         self._duration = 0.0
         self._closed = False
         self.width = 0
         self._buffer = bytearray(channel.MESSAGE_LIMIT)
         self._view = memoryview(self._buffer)
-        self._open_sockets()
+        #: due when the eldest offered task should have started
+        self._asking: Timer | None = None
+        #: whether starts wake us
+        self._listens = False
         if environment.start == "fork":
-            self._start_template()
+            self._start_template(early)
+        else:
+            self._use(spawning.Queues())
 
-    # --- sockets and processes ----------------------------------------------------------------------------------------
+    # --- processes ----------------------------------------------------------------------------------------------------
 
-    def _open_sockets(self) -> None:
-        self._tasks, self._tasks_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._reports, self._reports_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._tasks.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, channel.MESSAGE_LIMIT)
-        for end in (self._tasks, self._reports):
-            end.setblocking(False)
-        self._loop.watch(self._reports.fileno(), self._on_reports)
+    def _start_template(self, early: spawning.TemplateProcess | None = None) -> None:
+        env = self._environment.env
+        template = early or spawning.TemplateProcess(self._environment.python, env)
+        template.prepare(runner.pack_setup(self._setup._replace(env=_changes(template.env, env))))
+        self._template = template
+        self._use(template.queues)
+        self._loop.watch(template.control.fileno(), self._on_control)
 
-    def _start_template(self) -> None:
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._control.setblocking(False)
-        if self._log < 0:
-            self._log = _memory_file(b"")
-        fds: dict[int, int | str] = {0: os.devnull, 2: self._log, runner.CONTROL_FD: theirs.fileno()}
-        with theirs:
-            self._template = self._execute("template", fds)
-        self._loop.watch(self._control.fileno(), self._on_control)
-
-    def _template_log(self) -> str:
-        """The end of what the template wrote to its stderr."""
-        size = os.fstat(self._log).st_size
-        return os.pread(self._log, 4000, max(0, size - 4000)).decode(errors="replace").strip()
-
-    def _execute(self, role: str, fds: dict[int, int | str]) -> int:
-        python = self._environment.python
-        setup = _memory_file(runner.pack_setup(self._setup))
-        fds = {
-            **fds, runner.TASKS_FD: self._tasks_end.fileno(), runner.REPORTS_FD: self._reports_end.fileno(),
-            runner.SETUP_FD: setup,
-        }  # fmt: skip
-        high = {target: source if isinstance(source, str) else _high(source) for target, source in fds.items()}
-        os.close(setup)
-        try:
-            return os.posix_spawn(
-                python[0], [*python, "-P", _SCRIPT, role], self._environment.env,
-                file_actions=_file_actions(high), setsid=True, setsigmask=[], setsigdef=[signal.SIGPIPE],
-            )  # fmt: skip
-        finally:
-            for fd in high.values():
-                if isinstance(fd, int):
-                    os.close(fd)
+    def _use(self, queues: spawning.Queues) -> None:
+        self._queues = queues
+        self._loop.watch(queues.reports.fileno(), self._on_reports)
 
     def _spawn(self) -> None:
         out_end, out = os.pipe()
         err_end, err = os.pipe()
         go = os.eventfd(0, os.EFD_CLOEXEC)
-        pid = self._execute("spawned", {0: os.devnull, 1: out, 2: err, runner.GO_FD: go})
+        fds: dict[int, int | str] = {0: os.devnull, 1: out, 2: err, descriptors.GO: go}
+        python, env = self._environment.python, self._environment.env
+        pid = spawning.spawn(python, env, self._queues, runner.pack_setup(self._setup), fds)
         os.close(out)
         os.close(err)
         self._adopt(pid, [out_end, err_end, go])
 
     def _adopt(self, pid: int, fds: list[int]) -> None:
-        child = self._children.setdefault(pid, Child(pid))
+        child = self._child(pid)
+        before = partial(self._learn_whose, child)
         for stream, fd in zip((1, 2), fds, strict=False):
-            # What a reused interpreter has reported decides whose output it is: that is read first.
-            before = None if self.fresh else self._on_reports
             child.pipes.append(Pipe(self._loop, fd, partial(child.printed, stream), before))
         child.go = fds[2] if len(fds) > 2 else None
         if child.unheard is not None:
             ended, child.unheard = child.unheard, None
             self._on_ended(ended)
+
+    def _learn_whose(self, child: Child) -> None:
+        """It has printed: what interpreters have said decides which task's output that is."""
+        if not self.fresh:
+            self.look()
+        elif child.current is None and child.last is None:
+            self._read_starts()
+
+    def _child(self, pid: int) -> Child:
+        child = self._children.get(pid)
+        if child is None:
+            child = self._children[pid] = Child(pid)
+        return child
 
     # --- tasks --------------------------------------------------------------------------------------------------------
 
@@ -227,11 +166,12 @@ class Interpreters:
     def offer(self, attempt: Attempt, task: channel.Task) -> bool:
         """Give a task to whichever interpreter takes it; False if the socket is full for now."""
         try:
-            self._tasks.send(channel.pack_task(task, self._setup.stores))
+            self._queues.tasks.send(channel.pack_task(task, self._setup.stores))
         except BlockingIOError:
             return False
         attempt.state = State.OFFERED
         self._offered[task.task] = attempt
+        self._ask_later()
         return True
 
     def take_back(self, wanted: Attempt) -> bool:
@@ -242,7 +182,7 @@ class Interpreters:
                 found = True
                 del self._offered[wanted.task]
             else:
-                self._tasks.send(message)
+                self._queues.tasks.send(message)
         return found
 
     def resize(self, width: int) -> None:
@@ -251,7 +191,7 @@ class Interpreters:
         if not self.fresh:
             surplus = len(self._children) + self._requested - width - self._retiring
             for _ in range(surplus):
-                self._tasks.send(channel.RETIRE)
+                self._queues.tasks.send(channel.RETIRE)
                 self._retiring += 1
         self.provide()
 
@@ -259,7 +199,7 @@ class Interpreters:
         messages = []
         try:
             while True:
-                messages.append(self._tasks_end.recv(channel.MESSAGE_LIMIT, socket.MSG_DONTWAIT))
+                messages.append(self._queues.tasks_end.recv(channel.MESSAGE_LIMIT, socket.MSG_DONTWAIT))
         except BlockingIOError:
             return messages
 
@@ -269,7 +209,7 @@ class Interpreters:
             return
         idle = self._requested + len(self._children) - self._busy
         if self.fresh and self._environment.start == "fork":
-            missing = self.width - idle
+            missing = self.width - (idle - len(self._offered))  # the replacement of one that takes a task is forked now
         else:
             live = self._requested + len(self._children)
             missing = min(len(self._offered) - idle, self.width - live)
@@ -288,50 +228,96 @@ class Interpreters:
         if self._environment.start == "spawn":
             for _ in range(number):
                 self._spawn()
-        elif self._control is not None:
+        elif self._template is not None:
             self._requested += number
-            self._send_control(b"f" * number)
+            self._template.fork(number)
 
-    def _send_control(self, message: bytes) -> None:
-        assert self._control is not None
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it died, which is seen when it is reaped
-            self._control.send(message)
+    # --- starts -------------------------------------------------------------------------------------------------------
+
+    def _ask_later(self) -> None:
+        """What has started is read when its end is; what goes on for longer than that is asked after."""
+        if self._asking is None and not self._listens:
+            eldest = next(iter(self._offered.values()))
+            self._asking = self._loop.call_in(_ASK, partial(self._ask, eldest))
+
+    def _ask(self, eldest: Attempt) -> None:
+        self._asking = None
+        self._read_starts()
+        if self._offered.get(eldest.task) is eldest:
+            self._listens = True
+            self._loop.watch(self._queues.starts.fileno(), self._on_starts)
+        elif self._offered:
+            self._ask_later()
+
+    def _on_starts(self) -> None:
+        self._read_starts()
+        if not self._offered:
+            self._listen_no_more()
+
+    def _listen_no_more(self) -> None:
+        if self._listens:
+            self._listens = False
+            self._loop.unwatch(self._queues.starts.fileno())
+
+    def _read_starts(self) -> None:
+        while self._receive(self._queues.starts):
+            pass
+
+    def _on_started(self, started: channel.Started) -> None:
+        child = self._child(started.pid)
+        if child.current is not None:
+            child.taken.append(started)  # the end of what it ran before is still on the other queue
+            return
+        attempt = self._offered.pop(started.task, None)
+        if attempt is None:
+            return
+        self._failures = 0
+        self._busy += 1
+        attempt.begin(started.pid, started.at)
+        child.take(attempt)
+        self._owner.on_started(attempt)
 
     # --- reports ------------------------------------------------------------------------------------------------------
 
+    def look(self) -> None:
+        """Read what interpreters have said."""
+        if self._queues.closed:
+            return
+        self._read_starts()
+        self._on_reports()
+
     def _on_reports(self) -> None:
-        while self._read_report():
+        while self._receive(self._queues.reports):
             pass
 
-    def _read_report(self) -> bool:
+    def _receive(self, queue: socket.socket) -> bool:
+        """Take one message from a queue; False if there is none."""
         try:
-            size = self._reports.recv_into(self._buffer)
+            size = queue.recv_into(self._buffer)
         except BlockingIOError:
             return False
         try:
             report = channel.unpack_report(self._view[:size])
         except channel.GarbledReport:
-            return True  # user code found the socket and wrote to it; its own task suffers at most
+            return size > 0  # user code found the socket and wrote to it; its own task suffers at most
         if type(report) is channel.Ended:
             self._on_ended(report)
         elif type(report) is channel.Started:
-            self._on_started(report.pid, report.task, report.at)
+            self._on_started(report)
         elif type(report) is channel.Broken:
             self._on_broken(report)
-        return size > 0
+        return True
 
     def _on_control(self) -> None:
         """The template forked or reaped; what its children had reported before that comes first."""
-        control = self._control
-        while control is not None and control is self._control:
+        template = self._template
+        while template is not None and template is self._template:
             try:
-                data, fds = _receive_with_fds(control)
+                data, fds = template.receive()
             except BlockingIOError:
                 return
-            except ConnectionResetError:
-                data, fds = b"", []  # it died with orders unread
             if not data:
-                self._loop.unwatch(control.fileno())
+                self._loop.unwatch(template.control.fileno())
                 return
             self._on_control_message(data, fds)
 
@@ -347,29 +333,15 @@ class Interpreters:
         for fd in fds:
             os.close(fd)
         if type(report) is channel.Exited:
-            self._on_reports()
+            self.look()
             self.on_exit(report.pid, report.status, protocol.Usage(report.user, report.system, report.max_rss))
 
-    def _on_started(self, pid: int, task: int, at: float) -> None:
-        attempt = self._offered.pop(task, None)
-        if attempt is None:
-            return
-        child = self._children.get(pid)
-        if child is None:
-            child = self._children[pid] = Child(pid)
-        self._failures = 0
-        self._busy += 1
-        attempt.begin(pid, at)
-        child.take(attempt)
-        self._owner.on_started(attempt)
-        if self.fresh:
-            self.provide()
-
     def _on_ended(self, ended: channel.Ended) -> None:
-        child = self._children.get(ended.pid)
-        attempt = child.current if child is not None else None
-        if child is None or attempt is None or attempt.order.task != ended.task:
+        child = self._child_that_ran(ended)
+        if child is None:
             return
+        attempt = child.current
+        assert attempt is not None
         if ended.printed and not child.pipes:
             child.unheard = ended  # the template is about to hand over the pipes: see _adopt
             return
@@ -383,14 +355,29 @@ class Interpreters:
         else:
             self._busy -= 1
         self._owner.on_result(attempt, ended)
-        if ended.next_task:
-            self._on_started(ended.pid, ended.next_task, ended.ended)
-        if ended.printed and child.go is not None:
-            os.eventfd_write(child.go, 1)
+        self._go_on(child, ended)
         if not ended.leaving:
             if child.doomed and child.current is None:
                 end_by_force(child.pid)  # it survived its own kill; what its task has started may have as well
-            self._owner.on_free(attempt)
+            self._owner.on_free()
+
+    def _go_on(self, child: Child, ended: channel.Ended) -> None:
+        """It has taken its next task already, or waits until its output is read."""
+        if ended.next_task:
+            self._on_started(channel.Started(ended.next_task, ended.next_attempt, ended.pid, ended.ended))
+        elif child.taken:
+            self._on_started(child.taken.pop(0))
+        if ended.printed and child.go is not None:
+            os.eventfd_write(child.go, 1)
+
+    def _child_that_ran(self, ended: channel.Ended) -> Child | None:
+        """Whose task it was; None: it is not known here (any more)."""
+        child = self._children.get(ended.pid)
+        if child is None or child.current is None:
+            self._read_starts()
+            child = self._children.get(ended.pid)
+        running = child.current if child is not None else None
+        return child if running is not None and running.order.task == ended.task else None
 
     def _measure(self, duration: float) -> None:
         """A task took so long, by clocks that may have been set back, and by the word of a process of the user's."""
@@ -412,9 +399,9 @@ class Interpreters:
             self._count_failure(child, code)
         if child.current is not None:
             child.current.finish(protocol.EXITED, returncode=code, usage=usage)
-            self._owner.on_free(child.current)
+            self._owner.on_free()
         elif child.leaving is not None and child.last is not None:
-            self._owner.on_free(child.last)
+            self._owner.on_free()
         elif code != 0 and self._offered:
             self._look_for_vanished()
         self.provide()
@@ -438,7 +425,7 @@ class Interpreters:
         """An idle interpreter died. Did it take a task along, before it could say so?"""
         waiting = self._waiting()
         for message in waiting:
-            self._tasks.send(message)
+            self._queues.tasks.send(message)
         there = {channel.unpack_task_id(message) for message in waiting if message != channel.RETIRE}
         missing = [attempt for task, attempt in self._offered.items() if task not in there]
         self._loop.call_in(VANISHED_GRACE, lambda: self._give_up(missing))
@@ -448,64 +435,60 @@ class Interpreters:
             if self._offered.get(attempt.task) is attempt:
                 del self._offered[attempt.task]
                 attempt.finish(protocol.LOST, body=b"an interpreter was killed before it could start the task")
-                self._owner.on_free(attempt)
+                self._owner.on_free()
 
     def _on_broken(self, broken: channel.Broken) -> None:
         if not self._may_be_broken(broken.pid):
             return  # user code found the socket
         self._failures = FAILURES_ALLOWED
-        preparing = broken.pid == self._template or broken.preparing
+        preparing = broken.preparing or (self._template is not None and broken.pid == self._template.pid)
         self._owner.on_unprepared(broken.text, broken.error, not preparing)
 
     def _may_be_broken(self, pid: int) -> bool:
         child = self._children.get(pid)
         if child is not None:
             return child.current is None and child.last is None
-        return pid == self._template or (self._template is not None and pid in processes.children(self._template))
+        template = self._template
+        return template is not None and (pid == template.pid or pid in processes.children(template.pid))
 
     # --- ends ---------------------------------------------------------------------------------------------------------
 
     def owns(self, pid: int) -> bool:
         """Whether ``pid`` is the template or one of the interpreters."""
-        return pid == self._template or pid in self._children
+        return pid in self._children or (self._template is not None and pid == self._template.pid)
 
     def reaped(self, pid: int, status: int, usage: protocol.Usage) -> None:
         """A child of the agent ended that belongs here: the template, or an interpreter that was executed."""
-        self._on_reports()
-        if pid == self._template:
-            self._on_template_end(status)
+        if self._closed:
+            return
+        self.look()
+        if self._template is not None and pid == self._template.pid:
+            self._on_template_end(self._template, status)
         else:
             self.on_exit(pid, status, usage)
 
-    def _on_template_end(self, status: int) -> None:
+    def _on_template_end(self, template: spawning.TemplateProcess, status: int) -> None:
+        self._on_control()
         self._template = None
-        if self._closed:
-            return
-        self._close_control()
         lost = self._lose_children()
+        self._loop.unwatch(template.control.fileno())
+        printed = template.log_tail()
+        template.close()
         self._failures += 1
         if self._failures < FAILURES_ALLOWED:
-            self._open_sockets()
             try:
                 self._start_template()
             except OSError as error:
                 self._fail_to_start(error)
         for attempt in lost:
             attempt.finish(protocol.LOST, body=b"the template interpreter died")
-            self._owner.on_free(attempt)
+            self._owner.on_free()
         if self._failures >= FAILURES_ALLOWED:
             code = os.waitstatus_to_exitcode(status)
             text = f"the template interpreter {self._environment.python[0]} ended with status {code}"
-            self._owner.on_unprepared(f"{text}. It printed: {self._template_log()!r}", b"", False)
+            self._owner.on_unprepared(f"{text}. It printed: {printed!r}", b"", False)
         self._owner.on_room()
         self.provide()
-
-    def _close_control(self) -> None:
-        if self._control is not None:
-            self._on_control()
-            self._loop.unwatch(self._control.fileno())
-            self._control.close()
-            self._control = None
 
     def _lose_children(self) -> list[Attempt]:
         """The interpreters end with their template, before anything new is offered: they would take it.
@@ -521,7 +504,7 @@ class Interpreters:
             child.close()
             lost += [each for each in (child.current, child.last if child.leaving else None) if each is not None]
         returned = [attempt for attempt in self._offered.values() if attempt.task in waiting]
-        self._close_sockets()
+        self._close_queues()
         self._children.clear()
         self._offered.clear()
         self._busy = self._requested = 0
@@ -529,28 +512,27 @@ class Interpreters:
             self._owner.on_returned(attempt)
         return lost
 
-    def _close_sockets(self) -> None:
-        self._loop.unwatch(self._reports.fileno())
-        for end in (self._tasks, self._tasks_end, self._reports, self._reports_end):
-            end.close()
+    def _close_queues(self) -> None:
+        self._listen_no_more()
+        if self._asking is not None:
+            self._asking.cancel()
+            self._asking = None
+        self._loop.unwatch(self._queues.reports.fileno())
+        self._queues.close()
 
     @property
     def busy(self) -> bool:
         """Whether an interpreter runs a task or is leaving."""
         return self._busy > 0
 
-    def look(self) -> None:
-        """Read what interpreters have reported."""
-        self._on_reports()
-
     def close(self) -> None:
         """No more tasks: idle interpreters and the template end by themselves at the end of their sockets."""
         self._closed = True
-        self._close_control()
-        self._close_sockets()
-        if self._log >= 0:
-            os.close(self._log)
-            self._log = -1
+        if self._template is not None:
+            self._on_control()
+            self._loop.unwatch(self._template.control.fileno())
+            self._template.close()
+        self._close_queues()
         for child in self._children.values():
             child.close()
 
@@ -561,35 +543,7 @@ def end_by_force(pid: int) -> None:
     processes.kill_group(pid, signal.SIGKILL)
 
 
-def _receive_with_fds(control: socket.socket) -> tuple[bytes, list[int]]:
-    """A message and the descriptors that came with it, close-on-exec (``socket.recv_fds`` forgets its flags)."""
-    fds = array.array("i")
-    space = socket.CMSG_SPACE(3 * fds.itemsize)
-    data, ancillary, _, _ = control.recvmsg(256, space, socket.MSG_CMSG_CLOEXEC)
-    for _, _, block in ancillary:
-        fds.frombytes(block[: len(block) - len(block) % fds.itemsize])
-    return data, list(fds)
-
-
-def _memory_file(data: bytes) -> int:
-    fd = os.memfd_create("setup", os.MFD_CLOEXEC)
-    with open(fd, "wb", closefd=False) as file:
-        file.write(data)
-    os.lseek(fd, 0, os.SEEK_SET)
-    return fd
-
-
-def _file_actions(fds: dict[int, int | str]) -> list[FileAction]:
-    """Open or duplicate descriptors onto fixed numbers; every source lies above every target (see ``_high``)."""
-    actions: list[FileAction] = []
-    for target, source in fds.items():
-        if isinstance(source, str):
-            actions.append((os.POSIX_SPAWN_OPEN, target, source, os.O_RDONLY, 0))
-        else:
-            actions.append((os.POSIX_SPAWN_DUP2, source, target))
-    return actions
-
-
-def _high(fd: int) -> int:
-    """A duplicate of ``fd`` with a number above all that interpreters have fixed."""
-    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, runner.GO_FD + 1)
+def _changes(before: Mapping[str, str], wanted: Mapping[str, str]) -> dict[str, str | None]:
+    """What makes an environment the wanted one; None as a value unsets a variable."""
+    gone: dict[str, str | None] = dict.fromkeys(before.keys() - wanted.keys())
+    return gone | {name: text for name, text in wanted.items() if before.get(name) != text}

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from typing import Protocol
 
-from worker_agent import channel, processes, protocol, runner
+from worker_agent import channel, processes, protocol, runner, spawning
 from worker_agent.attempt import Attempt, State
 from worker_agent.interpreters import Interpreters, end_by_force
 from worker_agent.loop import Loop
@@ -35,7 +35,7 @@ class Host(Protocol):
         """To the hub."""
 
     def forget(self, attempt: Attempt) -> None:
-        """The attempt has ended."""
+        """The attempt is not ours any more."""
 
     def kill_strays(self) -> None:
         """End processes that outlived their task."""
@@ -44,7 +44,10 @@ class Host(Protocol):
 class Lane:
     """Starts the tasks of its queue as long as there is room."""
 
-    def __init__(self, host: Host, number: int, environment: protocol.Prepare, setup: runner.Setup) -> None:
+    def __init__(
+        self, host: Host, number: int, environment: protocol.Prepare, setup: runner.Setup,
+        early: spawning.TemplateProcess | None,
+    ) -> None:  # fmt: skip
         self.number = number
         self.environment = environment
         self.queue: deque[Attempt] = deque()
@@ -53,6 +56,7 @@ class Lane:
         self._host = host
         self._pool: Interpreters | None = None
         self._setup = setup
+        self._early = early
 
     def resize(self, width: int) -> None:
         """Run ``width`` tasks at a time."""
@@ -65,7 +69,7 @@ class Lane:
 
     def _open_pool(self) -> None:
         try:
-            self._pool = Interpreters(self._host.loop, self.environment, self._setup, self)
+            self._pool = Interpreters(self._host.loop, self.environment, self._setup, self, self._early)
         except OSError as error:
             text = f"the interpreter {self.environment.python[0]} cannot be started: {os.strerror(error.errno or 0)}"
             self.on_unprepared(text, b"", False)
@@ -110,7 +114,6 @@ class Lane:
                 self.queue.appendleft(attempt)  # the node is short of something: again when a task has ended
                 return
             attempt.finish(protocol.NOT_STARTED, body=_obstacle(attempt, error), returncode=error.errno)
-            self._host.forget(attempt)
         else:
             self.running += 1
             self.on_started(attempt)
@@ -133,11 +136,10 @@ class Lane:
         usage = protocol.Usage(ended.user, ended.system, ended.max_rss)
         attempt.finish(protocol.VALUE if ended.ok else protocol.ERROR, body=ended.body, usage=usage)
 
-    def on_free(self, attempt: Attempt) -> None:
-        """The place of ``attempt`` is free again."""
+    def on_free(self) -> None:
+        """The place of a task is free again."""
         if self._pool is None or self._pool.fresh:
             self.running -= 1
-        self._host.forget(attempt)
         self._host.start_ready()
 
     def on_returned(self, attempt: Attempt) -> None:

@@ -15,12 +15,13 @@ import os
 import resource
 import select
 import signal
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 
 __all__ = [
     "become_subreaper", "children", "cpu_quota", "descendants", "kill_group", "kill_tree", "pidfd_alive",
-    "set_parent_death_signal", "start_time", "usable_cpus",
+    "set_parent_death_signal", "start_time", "this_python", "usable_cpus",
 ]  # fmt: skip
 
 # <linux/prctl.h>
@@ -50,9 +51,7 @@ def become_subreaper() -> None:
 
 def _prctl(option: int, value: int) -> None:
     if _find_prctl()(option, value, 0, 0, 0) != 0:
-        import ctypes
-
-        number = ctypes.get_errno()
+        number = errno.EINVAL  # the only one that it knows for what we ask
         raise OSError(number, f"prctl({option}, {value}): {os.strerror(number)}")
 
 
@@ -60,23 +59,23 @@ def _prctl(option: int, value: int) -> None:
 def _find_prctl() -> Callable[..., int]:
     import ctypes
 
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-    prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
-    return prctl
+    return ctypes.PyDLL(None).prctl  # no argument types and no errno: a fork pays for each page
 
 
 def has_children() -> bool:
-    """Whether this thread of this process has children; cheaper than :func:`children`.
-
-    True also where the kernel does not tell (no CONFIG_PROC_CHILDREN): then look for them.
-    """
+    """Whether this process has children, zombies too; cheaper than :func:`children`."""
     try:
-        fd = os.open("/proc/thread-self/children", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return True
-    found = os.read(fd, 1)
-    os.close(fd)
-    return bool(found)
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
+
+
+def this_python() -> list[str]:
+    """This interpreter, with the flags it was started with (as :mod:`multiprocessing` does it)."""
+    import subprocess
+
+    return [sys.executable, *subprocess._args_from_interpreter_flags()]  # type: ignore[attr-defined]
 
 
 # ---- process trees -----------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ Bytes that are large do not travel in messages: a :class:`Stored` names a file i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -28,6 +29,9 @@ PROTOCOL: Final = 1
 
 #: No task takes longer, in seconds: a thousand years.
 LONGEST: Final = 3.2e10
+
+#: Variables that an interpreter reads when it starts: a task that changes one needs a template of its own.
+START_VARIABLES: Final = ("LD_", "PYTHON", "MALLOC_", "GLIBC_TUNABLES")
 
 #: Bytes of a payload from which on it goes out of band; a message on a SEQPACKET socket must stay below 208 KiB.
 INLINE_LIMIT: Final = 32 * 1024
@@ -117,6 +121,15 @@ class Prepare(msgspec.Struct, array_like=True, frozen=True, tag="prepare", kw_on
     authkey: bytes | None = None
     argv: list[str] = []
     version: str = ""
+
+    def starts_like(self, python: list[str], env: Mapping[str, str]) -> bool:
+        """Whether an interpreter that was started so, with these variables, can become one of this environment."""
+        return self.python == python and _read_at_start(self.env) == _read_at_start(env)
+
+
+def _read_at_start(env: Mapping[str, str]) -> dict[str, str]:
+    read = (*START_VARIABLES, "LANG", "LC_")
+    return {name: text for name, text in env.items() if name.startswith(read)}
 
 
 class Define(msgspec.Struct, array_like=True, frozen=True, tag="define"):

@@ -14,6 +14,7 @@ with the value as the pickle if the call returned, and else one of the tuples of
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import contextlib
 import fcntl
@@ -32,9 +33,10 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from importlib.machinery import PathFinder
 from typing import Any, NamedTuple, NoReturn
 
-from worker_agent import channel, processes, store
+from worker_agent import channel, descriptors, processes, store
 
 #: What a body begins with whose unpickling runs none of the user's code.
 PLAIN = b"\3"
@@ -44,7 +46,6 @@ ELSEWHERE = b"\4"
 #: Exit status of an interpreter whose report socket is gone: the user's code closed it, or the agent died.
 NO_AGENT = 70
 
-TASKS_FD, REPORTS_FD, SETUP_FD, CONTROL_FD, GO_FD = 3, 4, 5, 6, 7
 _SMALL = frozenset({int, float, bool, complex, type(None)})
 _FUNCTIONS_KEPT = 64
 #: The variable that tells an executor inside a task where our directories are: its own lie in them, and go with them.
@@ -60,7 +61,8 @@ class Setup(NamedTuple):
 
     ``initializer`` is a pickled ``(function, args)`` or None, ``max_tasks`` 0 for any number, ``stores`` directories
     for large payloads, ``cloudpickle`` the folder that has it, for environments without it. ``authkey`` is the
-    submitter's, if tasks may use proxies of multiprocessing's managers.
+    submitter's, if tasks may use proxies of multiprocessing's managers. ``env`` is what is to change in the variables
+    that this process was started with; None as a value unsets one.
     """
 
     cwd: str
@@ -73,18 +75,20 @@ class Setup(NamedTuple):
     authkey: bytes | None
     argv: list[str]
     version: str
+    env: dict[str, str | None]
 
 
 class Interpreter:
     """This process as a place where tasks run, one after the other."""
 
-    def __init__(self, setup: Setup, tasks: socket.socket, reports: socket.socket, go: int | None) -> None:
+    def __init__(self, setup: Setup) -> None:
         self._setup = setup
-        self._tasks = tasks
-        self._reports = reports
+        self._tasks = adopt(descriptors.TASKS)
+        self._starts = adopt(descriptors.STARTS)
+        self._reports = reports = adopt(descriptors.REPORTS)
         self._reports_inode = os.fstat(reports.fileno()).st_ino
-        self._go = go
-        self._pid = os.getpid()
+        self._go: int | None = None
+        self._pid = 0
         self._functions: dict[int, Callable[..., Any]] = {}
         self._used = (0.0, 0.0)
         self._retired = False
@@ -92,8 +96,12 @@ class Interpreter:
         #: names in ``__main__`` that the initializer has given a value: it stays
         self._initialized: set[str] = set()
 
-    def serve(self) -> NoReturn:
-        """Run the initializer, then tasks until there are no more; does not return."""
+    def serve(self, go: int | None) -> NoReturn:
+        """Run the initializer, then tasks until there are no more; does not return.
+
+        ``go`` is the eventfd by which the agent says that it has read what a task printed; fresh ones have none.
+        """
+        self._go, self._pid = go, os.getpid()
         if self._initialize():
             self._run_tasks()
         leave(0)
@@ -129,7 +137,7 @@ class Interpreter:
         if not message or message == channel.RETIRE:
             return None
         task = channel.unpack_task(message)
-        self._reports.send(channel.pack_started(task[0], task[1], self._pid, time.time()))
+        self._starts.send(channel.pack_started(task[0], task[1], self._pid, time.time()))
         return task
 
     def _run(self, task: tuple[Any, ...], leaving: bool) -> tuple[Any, ...] | None:
@@ -140,7 +148,7 @@ class Interpreter:
         if os.getpid() != self._pid:
             os._exit(0)  # a fork made by the user's code came out of the call too: the outcome is not its to report
         flush_streams()
-        printed, intact = self._look_at_streams()
+        printed, intact = (True, True) if self._setup.max_tasks == 1 else self._look_at_streams()
         leaving = leaving or not intact
         following = None if leaving or printed else self._take_waiting()
         after = (0, 0) if following is None else following[:2]
@@ -427,8 +435,10 @@ def add_hint(error: BaseException) -> None:
 def flush_streams() -> None:
     """Flush what the task printed; a stream that it broke or closed is its own affair."""
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):  # user code may put anything there
+        try:  # noqa: SIM105  a context manager would be made anew for each task
             stream.flush()
+        except Exception:  # noqa: S110  user code may put anything there
+            pass
 
 
 def leave(status: int) -> NoReturn:
@@ -436,7 +446,7 @@ def leave(status: int) -> NoReturn:
 
     In a fork every step that can be seen to be needless is left out: each page that it touches must be copied first.
     """
-    threads = threading.active_count() > 1
+    threads = _thread._count() > 0
     if threads or atexit._ncallbacks() != _exit_functions_of_template:
         run_exit_functions()
     if threads or processes.has_children():
@@ -469,6 +479,7 @@ def prepare(setup: Setup) -> None:
     if setup.version.split(".")[:2] != sys.version.split()[0].split(".")[:2]:
         what = f"it is Python {sys.version.split()[0]} and the submitter's is Python {setup.version}"
         raise RuntimeError(f"{what}: functions cannot travel between them (programs can)")
+    enter(None, setup.env)
     sys.path[:] = setup.path
     sys.argv[:] = setup.argv
     os.environ[SESSION_STORES] = os.pathsep.join(setup.stores)
@@ -488,7 +499,14 @@ def preload(setup: Setup) -> None:
 
 
 def load_cloudpickle(folder: str) -> None:
-    """Import cloudpickle, from the agent's ``folder`` if this environment has none."""
+    """Import cloudpickle as ``sys.path`` has it, or from the agent's ``folder`` if this environment has none.
+
+    A template has imported one before it knew the path; should the path have another, that one counts.
+    """
+    loaded, found = sys.modules.get("cloudpickle"), PathFinder.find_spec("cloudpickle")
+    if loaded is not None and found is not None and found.origin != loaded.__file__:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "cloudpickle"]:
+            del sys.modules[name]
     try:
         import cloudpickle
     except ImportError:
@@ -499,9 +517,9 @@ def load_cloudpickle(folder: str) -> None:
             sys.path.remove(folder)
 
 
-def read_setup(fd: int) -> Setup:
-    """The setup that the agent wrote to the file behind ``fd``."""
-    with open(fd, "rb") as file:
+def read_setup() -> Setup:
+    """What the agent wrote to the file for it."""
+    with open(descriptors.SETUP, "rb") as file:
         return Setup(*marshal.loads(file.read()))  # noqa: S302  written by pack_setup
 
 
@@ -517,21 +535,25 @@ def main() -> None:
     processes.set_parent_death_signal(signal.SIGKILL)
     processes.become_subreaper()
     faulthandler.enable()
-    setup = read_setup(SETUP_FD)
-    reports = socket.socket(fileno=REPORTS_FD)
-    close_on_exec(TASKS_FD, REPORTS_FD, GO_FD)
+    setup = read_setup()
     try:
         prepare(setup)
         preload(setup)
     except BaseException as error:
         text = f"the interpreter could not be prepared: {type(error).__name__}: {error}"
-        broken = channel.Broken(os.getpid(), text, dump_error(error, setup.stores), preparing=True)
-        reports.send(channel.pack_broken(broken))
-        os._exit(1)
-    Interpreter(setup, socket.socket(fileno=TASKS_FD), reports, GO_FD).serve()
+        give_up(error, text, setup, preparing=True)
+    os.set_inheritable(descriptors.GO, False)
+    Interpreter(setup).serve(descriptors.GO)
 
 
-def close_on_exec(*fds: int) -> None:
-    """Keep these descriptors from programs that the user's code starts."""
-    for fd in fds:
-        os.set_inheritable(fd, False)
+def give_up(error: BaseException, text: str, setup: Setup, *, preparing: bool) -> NoReturn:
+    """Tell the agent that there is no interpreter here, and why."""
+    broken = channel.Broken(os.getpid(), text, dump_error(error, setup.stores), preparing)
+    adopt(descriptors.REPORTS).send(channel.pack_broken(broken))
+    os._exit(1)
+
+
+def adopt(fd: int) -> socket.socket:
+    """The socket that was handed to us as ``fd``; programs that the user's code starts do not get it."""
+    os.set_inheritable(fd, False)
+    return socket.socket(fileno=fd)

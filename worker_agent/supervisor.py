@@ -10,13 +10,14 @@ everything. The client learns the agent's end from the supervisor's: when that i
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import shutil
 import signal
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from worker_agent import processes
 
@@ -24,27 +25,38 @@ from worker_agent import processes
 _PATIENCE_MS = 2000
 
 
-def supervise(client_pid: int, client_start: int, directories: list[str], agent: Callable[[], int]) -> NoReturn:
+def supervise(data: bytes, agent: Callable[[], None]) -> NoReturn:
     """Fork, run ``agent`` in the child, and stay until it has ended and nothing of it is left.
 
-    ``directories`` are removed when the client (process ``client_pid``, started at ``client_start``) is gone too.
+    ``data`` is the agent's connection data: the session's directories are removed when the client is gone too.
     """
     processes.become_subreaper()
     pid = os.fork()
     if pid == 0:
         _become_agent(agent)
     signal.signal(signal.SIGTERM, lambda *_: processes.kill_tree(os.getpid(), signal.SIGKILL))
-    client = _open_client(client_pid, client_start)
+    connection = read_fields(data)
+    client = _open_client(connection)
     _wait(os.pidfd_open(pid), client)
     processes.kill_tree(os.getpid(), signal.SIGKILL)
     status = _reap_all(pid)
     if client is None or not processes.pidfd_alive(client):
-        for directory in directories:
-            shutil.rmtree(directory, ignore_errors=True)
+        for directory in (connection.get("directory"), *connection.get("stores", ())):
+            if directory is not None:
+                shutil.rmtree(directory, ignore_errors=True)
     os._exit(_exit_code(status))
 
 
-def _become_agent(agent: Callable[[], int]) -> NoReturn:
+def read_fields(data: bytes) -> dict[str, Any]:
+    """The fields of connection data, unchecked; none if it is no such thing, which the agent will say."""
+    try:
+        fields = json.loads(data)
+    except ValueError:
+        return {}
+    return fields if isinstance(fields, dict) else {}
+
+
+def _become_agent(agent: Callable[[], None]) -> NoReturn:
     parent = os.getppid()
     processes.set_parent_death_signal(signal.SIGTERM)
     processes.become_subreaper()
@@ -52,7 +64,8 @@ def _become_agent(agent: Callable[[], int]) -> NoReturn:
         os._exit(1)
     code = 1
     try:
-        code = agent()
+        agent()
+        code = 0
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:
@@ -60,13 +73,14 @@ def _become_agent(agent: Callable[[], int]) -> NoReturn:
         os._exit(code)
 
 
-def _open_client(pid: int, start: int) -> int | None:
+def _open_client(connection: dict[str, Any]) -> int | None:
     """A pidfd of the client; None if it has ended."""
+    pid = connection.get("client_pid", 0)
     try:
         pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
+    except (OSError, TypeError, OverflowError):
         return None
-    return pidfd if processes.start_time(pid) == start else None
+    return pidfd if processes.start_time(pid) == connection.get("client_start") else None
 
 
 def _wait(agent: int, client: int | None) -> None:

@@ -9,7 +9,7 @@ millisecond. It does three things: fork when the agent says so, reap, and tell t
 
 from __future__ import annotations
 
-import _signal  # type: ignore[import-not-found]  # the C module, which the typeshed does not know
+import contextlib
 import faulthandler
 import gc
 import os
@@ -19,39 +19,31 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from importlib.machinery import PathFinder
 from typing import Any, NoReturn
 
-from worker_agent import channel, processes, runner
+from worker_agent import channel, descriptors, processes, runner
 
 
 class Template:
     """Forks interpreters and reaps them."""
 
-    def __init__(
-        self, setup: runner.Setup, tasks: socket.socket, reports: socket.socket, control: socket.socket,
-        hooks: list[dict[str, Any]],
-    ) -> None:  # fmt: skip
-        self._setup = setup
-        self._hooks = hooks
-        self._tasks = tasks
-        self._reports = reports
+    def __init__(self, interpreter: runner.Interpreter, control: socket.socket, *, reused: bool) -> None:
+        self._interpreter = interpreter
         self._control = control
-        self._wakeup, self._wakeup_in = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._reused = reused
+        self._children: dict[int, int] = {}
+        self._poll = select.poll()
 
     def serve(self) -> None:
         """Until the agent closes the control socket."""
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.set_wakeup_fd(self._wakeup_in, warn_on_full_buffer=False)
-        poll = select.poll()
-        poll.register(self._control, select.POLLIN)
-        poll.register(self._wakeup, select.POLLIN)
+        self._poll.register(self._control, select.POLLIN)
         while True:
-            ready = dict(poll.poll())
-            if self._wakeup in ready:
-                os.read(self._wakeup, 4096)
-                self._reap()
-            if self._control.fileno() in ready and not self._obey():
-                return
+            for fd, _ in self._poll.poll():
+                if fd in self._children:
+                    self._reap(fd)
+                elif not self._obey():
+                    return
 
     def _obey(self) -> bool:
         wanted = self._control.recv(64)
@@ -62,7 +54,7 @@ class Template:
     def _fork(self) -> None:
         out_end, out = os.pipe()
         err_end, err = os.pipe()
-        go = os.eventfd(0, os.EFD_CLOEXEC) if self._setup.max_tasks != 1 else None
+        go = os.eventfd(0, os.EFD_CLOEXEC) if self._reused else None
         pid = os.fork()
         if pid == 0:
             self._become_interpreter(out, err, go)
@@ -70,26 +62,29 @@ class Template:
         socket.send_fds(self._control, [channel.pack_forked(pid)], ends)
         for fd in (out, err, *ends):
             os.close(fd)
+        pidfd = os.pidfd_open(pid)  # and not SIGCHLD: each child would have to take our handler off
+        self._children[pidfd] = pid
+        self._poll.register(pidfd, select.POLLIN)
 
     def _become_interpreter(self, out: int, err: int, go: int | None) -> NoReturn:
         os.setsid()
         processes.become_subreaper()  # no parent-death signal: the agent sees the template's end, and kills us
-        _signal.set_wakeup_fd(-1)
-        _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)  # the module ``signal`` would make enums of these
-        for hook in self._hooks:
-            os.register_at_fork(**hook)
-        self._control.close()
+        os.close(descriptors.CONTROL)
         os.dup2(out, 1)
         os.dup2(err, 2)
         gc.enable()
         reseed()
-        runner.Interpreter(self._setup, self._tasks, self._reports, go).serve()
+        self._interpreter.serve(go)
 
-    def _reap(self) -> None:
-        """Report each child that ended."""
-        for pid, status, used in processes.reap_children():
-            exited = channel.Exited(pid, status, used.ru_utime, used.ru_stime, used.ru_maxrss * 1024)
-            self._control.send(channel.pack_exited(exited))
+    def _reap(self, pidfd: int) -> None:
+        """Report a child that ended; what is left of its group goes before its number may be anybody else's."""
+        self._poll.unregister(pidfd)
+        os.close(pidfd)
+        pid = self._children.pop(pidfd)
+        processes.kill_group(pid, signal.SIGKILL)
+        _, status, used = os.wait4(pid, 0)
+        exited = channel.Exited(pid, status, used.ru_utime, used.ru_stime, used.ru_maxrss * 1024)
+        self._control.send(channel.pack_exited(exited))
 
 
 def reseed() -> None:
@@ -102,26 +97,57 @@ def reseed() -> None:
 def main(release_fork_hooks: Callable[[], list[dict[str, Any]]]) -> None:
     """Set up and serve. The hooks are for the children: see ``interpreter.hold_fork_hooks``."""
     processes.set_parent_death_signal(signal.SIGKILL)
-    runner.close_on_exec(runner.TASKS_FD, runner.REPORTS_FD, runner.CONTROL_FD)
-    reports = socket.socket(fileno=runner.REPORTS_FD)
-    control = socket.socket(fileno=runner.CONTROL_FD)
-    setup = runner.read_setup(runner.SETUP_FD)
     faulthandler.enable()
+    control = runner.adopt(descriptors.CONTROL)
+    with contextlib.suppress(Exception):  # what is wrong with it is said when it is asked for
+        import cloudpickle  # noqa: F401  needed whatever is to come: while we wait to hear that
+    if not control.recv(1):
+        os._exit(0)  # nobody has found a use for us
+    setup = runner.read_setup()
     try:
         runner.prepare(setup)
         hooks = release_fork_hooks()
         runner.preload(setup)
     except BaseException as error:
         text = f"the template interpreter could not be prepared: {type(error).__name__}: {error}"
-        body = runner.dump_error(error, setup.stores)
-        reports.send(channel.pack_broken(channel.Broken(os.getpid(), text, body)))
-        os._exit(1)
+        runner.give_up(error, text, setup, preparing=False)
     if threading.active_count() > 1:  # a module of ``preload`` has started threads: there is something to repair
-        for hook in hooks:
-            os.register_at_fork(**hook)
-        hooks = []
+        register(hooks)
+    else:
+        register_when_a_child_forks(hooks)
     runner.note_exit_functions()
+    list_import_folders()
+    interpreter = runner.Interpreter(setup)
     gc.collect()
     gc.freeze()
     gc.disable()
-    Template(setup, socket.socket(fileno=runner.TASKS_FD), reports, control, hooks).serve()
+    Template(interpreter, control, reused=setup.max_tasks != 1).serve()
+
+
+def list_import_folders() -> None:
+    """Read the folders of ``sys.path`` once: an import in a child then only looks whether they have changed."""
+    PathFinder.find_spec("no module has this name")
+
+
+def register(hooks: list[dict[str, Any]]) -> None:
+    """Hand hooks that were held back to the interpreter."""
+    for hook in hooks:
+        os.register_at_fork(**hook)
+
+
+def register_when_a_child_forks(hooks: list[dict[str, Any]]) -> None:
+    """Few tasks fork. Those that do find all hooks in place; the others never touch their pages."""
+    template = os.getpid()
+
+    def before_fork() -> None:
+        if hooks and os.getpid() != template:
+            held, hooks[:] = hooks[:], []
+            register(held)
+            for hook in reversed(held):  # this fork has begun: what is registered now is asked only after it
+                hook.get("before", _nothing)()
+
+    os.register_at_fork(before=before_fork)
+
+
+def _nothing() -> None:
+    """No hook."""
