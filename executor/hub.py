@@ -41,6 +41,8 @@ LAUNCHES_ALLOWED = 3
 LAUNCH_PATIENCE = 60.0
 #: Seconds that an agent may take to leave when all is done, beyond the grace of its tasks.
 STOP_PATIENCE = 5.0
+#: Seconds for which new tasks do not wake the hub after it took some that must wait in any case.
+DOZE = 0.001
 #: Functions that are kept although no task needs them.
 FUNCTIONS_KEPT = 1000
 
@@ -79,6 +81,8 @@ class Hub:
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._wake_lock = threading.Lock()
         self._sleeping = False
+        #: the last step had new tasks: more may follow
+        self._took_tasks = False
         self._closing = False
         self._ended = threading.Event()
         self._gone = threading.Event()
@@ -219,9 +223,13 @@ class Hub:
         self._hand_over_news()
 
     def _wait(self, patience: float | None) -> None:
-        self._sleeping = True
-        if self._inbox or self._finished() or self._has_mail():
+        dozing = self._took_tasks and self._core.has_backlog
+        self._took_tasks = False
+        self._sleeping = not dozing
+        if self._finished() or self._has_mail() or (self._inbox and not dozing):
             patience = 0.0
+        elif dozing:
+            patience = min(patience or DOZE, DOZE)
         elif any(not worker.identity for worker in self._workers.values()):
             patience = min(patience or LAUNCH_PATIENCE, 1.0)
         ready = self._epoll.poll(patience)
@@ -242,6 +250,7 @@ class Hub:
             if isinstance(item, Task):
                 self._count_function(item, 1)
                 tasks.append(item)
+                self._took_tasks = True
             else:
                 self._submit(tasks)
                 item()

@@ -39,6 +39,7 @@ class Agent:
     def __init__(self, connection: protocol.Connection, early: spawning.TemplateProcess | None = None) -> None:
         """``early`` is a template that was started before we knew what for: see :meth:`_take_early`."""
         self.loop = Loop()
+        self._children = processes.OwnChildren()
         self._early = early
         self.programs = Programs(self.loop, self._on_program_end)
         self._connection = connection
@@ -323,7 +324,7 @@ class Agent:
         in its environment, or is in the program's session.
         """
         sessions = {attempt.pid for attempt in self.programs.running_attempts()}
-        for pid in processes.children(os.getpid()):
+        for pid in self._children.pids():
             if not self._owns(pid) and not self._belongs_to_running(pid, sessions):
                 processes.kill_tree(pid, signal.SIGKILL)
                 with contextlib.suppress(ProcessLookupError):

@@ -27,6 +27,8 @@ class Programs:
         self._loop = loop
         self._on_end = on_end
         self._running: dict[int, tuple[Attempt, list[Pipe]]] = {}
+        self._variables: dict[int, dict[bytes, bytes]] = {}
+        self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
 
     def __contains__(self, pid: int) -> bool:
         return pid in self._running
@@ -39,13 +41,13 @@ class Programs:
         """Start the program of ``attempt``. Raises OSError if that cannot be done; nothing is left open then."""
         command = attempt.order.body
         assert isinstance(command, protocol.Command)
-        env = task_environment(environment.env, attempt)
+        env = task_environment(self._encoded(environment), attempt)
         cwd = attempt.settings.cwd or environment.cwd
         enter_directory(cwd, create=attempt.settings.cwd is not None)
         executable = find_executable(command.argv[0], env)
         with _Descriptors() as descriptors:
             pipes = _captured(attempt.settings, descriptors)
-            actions = [_stdin(command, descriptors), *_outputs(attempt.settings, pipes, descriptors)]
+            actions = [self._stdin(command, descriptors), *self._outputs(attempt.settings, pipes, descriptors)]
             pid = os.posix_spawn(
                 executable, command.argv, env,
                 file_actions=actions, setsid=True, setsigmask=[], setsigdef=_RESTORED,
@@ -62,6 +64,37 @@ class Programs:
             pipe.finish()
         attempt.finish(protocol.COMPLETED, returncode=returncode, usage=usage)
         self._on_end(attempt)
+
+    def _encoded(self, environment: protocol.Prepare) -> dict[bytes, bytes]:
+        """The variables of an environment as the system takes them: encoded once, not for each program."""
+        found = self._variables.get(environment.environment)
+        if found is None:
+            found = {os.fsencode(name): os.fsencode(text) for name, text in environment.env.items()}
+            self._variables[environment.environment] = found
+        return found
+
+    def _stdin(self, command: protocol.Command, descriptors: _Descriptors) -> FileAction:
+        if command.stdin is None and command.stdin_path is None:
+            return (os.POSIX_SPAWN_DUP2, self._null, 0)
+        if command.stdin_path is not None:
+            fd = descriptors.theirs(os.open(command.stdin_path, os.O_RDONLY | os.O_CLOEXEC))
+        else:
+            fd = descriptors.theirs(_memory_file(command.stdin or b""))
+        return (os.POSIX_SPAWN_DUP2, fd, 0)
+
+    def _outputs(
+        self, settings: protocol.Settings, pipes: Mapping[int, tuple[int, int]], descriptors: _Descriptors
+    ) -> list[FileAction]:
+        actions: list[FileAction] = []
+        for stream, destination in ((1, settings.stdout), (2, settings.stderr)):
+            if stream in pipes:
+                actions.append((os.POSIX_SPAWN_DUP2, pipes[stream][1], stream))
+            elif stream == 2 and destination and destination == settings.stdout:
+                actions.append((os.POSIX_SPAWN_DUP2, 1, 2))
+            else:
+                fd = descriptors.theirs(open_output(destination)) if destination else self._null
+                actions.append((os.POSIX_SPAWN_DUP2, fd, stream))
+        return actions
 
 
 class _Descriptors:
@@ -92,51 +125,33 @@ class _Descriptors:
             os.close(fd)
 
 
-def _stdin(command: protocol.Command, descriptors: _Descriptors) -> FileAction:
-    if command.stdin is not None:
-        fd = descriptors.theirs(os.memfd_create("stdin", os.MFD_CLOEXEC))
-        with open(fd, "wb", closefd=False) as file:
-            file.write(command.stdin)
-        os.lseek(fd, 0, os.SEEK_SET)
-        return (os.POSIX_SPAWN_DUP2, fd, 0)
-    fd = descriptors.theirs(os.open(command.stdin_path or os.devnull, os.O_RDONLY | os.O_CLOEXEC))
-    return (os.POSIX_SPAWN_DUP2, fd, 0)
-
-
 def _captured(settings: protocol.Settings, descriptors: _Descriptors) -> dict[int, tuple[int, int]]:
     streams = {1: settings.stdout, 2: settings.stderr}
     return {stream: descriptors.pipe() for stream, destination in streams.items() if destination is None}
 
 
-def _outputs(
-    settings: protocol.Settings, pipes: Mapping[int, tuple[int, int]], descriptors: _Descriptors
-) -> list[FileAction]:
-    actions: list[FileAction] = []
-    for stream, destination in ((1, settings.stdout), (2, settings.stderr)):
-        if stream in pipes:
-            actions.append((os.POSIX_SPAWN_DUP2, pipes[stream][1], stream))
-        elif stream == 2 and destination and destination == settings.stdout:
-            actions.append((os.POSIX_SPAWN_DUP2, 1, 2))
-        else:
-            fd = descriptors.theirs(open_output(destination or os.devnull))
-            actions.append((os.POSIX_SPAWN_DUP2, fd, stream))
-    return actions
-
-
-def task_environment(base: Mapping[str, str], attempt: Attempt) -> dict[str, str]:
+def task_environment(base: Mapping[bytes, bytes], attempt: Attempt) -> dict[bytes, bytes]:
     """The variables of a task: the submitter's, what the options change, and which task it is."""
-    env = {**base, **task_identity(attempt.order)}
+    env = {**base, **{name.encode(): text.encode() for name, text in task_identity(attempt.order).items()}}
     for name, value in attempt.settings.env.items():
         if value is None:
-            env.pop(name, None)
+            env.pop(os.fsencode(name), None)
         else:
-            env[name] = value
+            env[os.fsencode(name)] = os.fsencode(value)
     return env
 
 
 def task_identity(order: protocol.Run) -> dict[str, str]:
     """How a task can tell which one it is, and we which task a stray process belongs to."""
     return {"HPC_TASK_ID": str(order.task), "HPC_ATTEMPT": str(order.attempt)}
+
+
+def _memory_file(data: bytes) -> int:
+    fd = os.memfd_create("stdin", os.MFD_CLOEXEC)
+    with open(fd, "wb", closefd=False) as file:
+        file.write(data)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
 
 
 def enter_directory(path: str, *, create: bool) -> None:
@@ -146,7 +161,7 @@ def enter_directory(path: str, *, create: bool) -> None:
     os.chdir(path)
 
 
-def find_executable(name: str, env: Mapping[str, str]) -> str:
+def find_executable(name: str, env: Mapping[bytes, bytes]) -> str:
     """The path of the program: as it is if it has a slash, else searched in the task's PATH.
 
     Like ``execvp``: a file that is found but cannot be executed is tried, so that the error says so.
@@ -154,7 +169,7 @@ def find_executable(name: str, env: Mapping[str, str]) -> str:
     if "/" in name:
         return name
     found = ""
-    for folder in env.get("PATH", os.defpath).split(os.pathsep):
+    for folder in os.fsdecode(env.get(b"PATH", os.fsencode(os.defpath))).split(os.pathsep):
         path = os.path.join(folder or ".", name)
         if os.access(path, os.X_OK) and not os.path.isdir(path):
             return path

@@ -34,6 +34,11 @@ class Scheduler:
         #: tasks whose cancel waits for their agent's answer
         self._recalled: set[int] = set()
 
+    @property
+    def has_backlog(self) -> bool:
+        """Whether tasks wait for room."""
+        return any(each.ready for each in self.classes.values())
+
     # --- the user's side ----------------------------------------------------------------------------------------------
 
     def submit(self, tasks: Iterable[Task]) -> list[Effect]:
