@@ -302,6 +302,8 @@ class Hub:
         for report in reports:
             if isinstance(report, protocol.Unprepared):
                 self._note_unprepared(report)
+            elif isinstance(report, protocol.Warn):
+                log.warning("%s: %.500s", worker.host, report.text)
         self._perform(self._core.receive(worker.id, reports))
 
     def _note_unprepared(self, report: protocol.Unprepared) -> None:
@@ -530,6 +532,7 @@ class Hub:
             if any(fd == self._wake_fd for fd, _ in self._epoll.poll(deadline - time.monotonic())):
                 os.eventfd_read(self._wake_fd)
             waited_for = [worker for worker in waited_for if not worker.launch.wait(0)]
+            self._receive()  # last words
         self._kill_agents()
 
     def _kill_agents(self) -> None:

@@ -282,6 +282,16 @@ def test_a_result_stands_when_its_process_crashes_at_its_end(new_executor, kind,
     assert future.result() == "result"
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_crash_after_the_result_is_a_warning_in_the_log(new_executor, kind, caplog):
+    """A6."""
+    executor = new_executor(1, **{**KINDS[kind], "max_tasks_per_child": 1})
+    future = executor.options(stderr=CAPTURE).submit(crash_at_exit, crash)
+    assert outcome(future) == "result"
+    end(executor)
+    assert f"the interpreter of task {future.task_id} (process {future.pid}) was ended by signal" in caplog.text
+
+
 @ALL_KINDS
 def test_a_result_whose_destructor_crashes_arrives(pool):
     """A6."""

@@ -58,6 +58,9 @@ class Owner(Protocol):
     def on_crash(self) -> None:
         """An interpreter did not end by itself: what it had started is the agent's child now, if it lives."""
 
+    def on_late_crash(self, attempt: Attempt, code: int) -> None:
+        """An interpreter crashed after it had reported the end of its last task."""
+
     def on_unprepared(self, text: str, error: bytes, initializer: bool) -> None:
         """There will be no interpreters."""
 
@@ -397,6 +400,8 @@ class Interpreters:
             self._owner.on_crash()
         if child.current is None and child.last is None:
             self._count_failure(child, code)
+        if child.current is None and child.last is not None and code != 0 and not child.doomed:
+            self._owner.on_late_crash(child.last, code)
         if child.current is not None:
             child.current.finish(protocol.EXITED, returncode=code, usage=usage)
             self._owner.on_free()

@@ -157,6 +157,12 @@ class Lane:
         """What the process had started is to end with it."""
         self._host.kill_strays()
 
+    def on_late_crash(self, attempt: Attempt, code: int) -> None:
+        """The task's outcome stands; that its interpreter could not leave in peace is for the log."""
+        how = f"ended with status {code}" if code > 0 else f"was ended by signal {-code}"
+        text = f"the interpreter of task {attempt.task} (process {attempt.pid}) {how} after the task's outcome was sent"
+        self._host.report(protocol.Warn(text))
+
     def on_unprepared(self, text: str, error: bytes, initializer: bool) -> None:
         """The hub gives up all tasks of the environment, and so do we."""
         while self.queue:

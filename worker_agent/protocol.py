@@ -12,7 +12,7 @@ many small tasks share one frame. Whatever speaks of a task names its attempt: a
     Close          a lane is no longer needed                   Finished     how an attempt ended
     Run            run this task on this lane                   Recalled     given back, or already started
     Recall         give this task back if it has not started    Bye          I leave, and why
-    Kill           end this task
+    Kill           end this task                                Warn         a sentence for the log
     Stop           end everything and leave
 
 Bytes that are large do not travel in messages: a :class:`Stored` names a file in the session's private directories.
@@ -294,13 +294,19 @@ class Recalled(msgspec.Struct, array_like=True, frozen=True, tag="recalled"):
     given_back: bool
 
 
+class Warn(msgspec.Struct, array_like=True, frozen=True, tag="warn"):
+    """Something that no future tells, for the log: a sentence."""
+
+    text: str
+
+
 class Bye(msgspec.Struct, array_like=True, frozen=True, tag="bye"):
     """The agent leaves; why, in a sentence."""
 
     reason: str
 
 
-Report = Hello | Unprepared | Started | Output | Finished | Recalled | Bye
+Report = Hello | Unprepared | Started | Output | Finished | Recalled | Warn | Bye
 
 
 class Orders(msgspec.Struct, array_like=True, frozen=True):
