@@ -7,6 +7,7 @@ rest.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import logging
 import queue
@@ -149,7 +150,7 @@ def _settle(request: Request, news: Any) -> None:
         outcome.discard(news)
         return
     if type(news) is Finished:
-        if news.stdout is not None or news.stderr is not None:
+        if news.stdout is not None or news.stderr is not None or request.decoders:
             _show_tails(request, news)
         future.tell_end(news)
     result, error = _unpack(request, news)
@@ -168,19 +169,25 @@ def _unpack(request: Request, news: Any) -> tuple[Any, BaseException | None]:
 
 
 def _print(request: Request, output: Output) -> None:
-    request.future.printed(output.stream, output.data)
+    request.future.printed(output.attempt, output.stream, output.data)
     show(request, output.stream, output.data)
 
 
 def _show_tails(request: Request, finished: Finished) -> None:
     for stream, tail in ((1, finished.stdout), (2, finished.stderr)):
         if tail is not None and (tail.data or tail.omitted):
-            mark = f"\n[... {tail.omitted} bytes left out ...]\n".encode() if tail.omitted else b""
-            show(request, stream, mark + tail.data)
+            if tail.omitted:
+                show(request, stream, f"\n[... {tail.omitted} bytes left out ...]\n".encode())
+            show(request, stream, tail.data)
+    for _, stream in list(request.decoders or ()):
+        show(request, stream, b"", final=True)
 
 
-def show(request: Request, stream: int, data: bytes) -> None:
-    """Write a task's output to the submitter's stream of this moment, unless it was told to go elsewhere."""
+def show(request: Request, stream: int, data: bytes, *, final: bool = False) -> None:
+    """Write a task's output to the submitter's stream of this moment, unless it was told to go elsewhere.
+
+    Half a letter at the end waits for the other half, unless this is the ``final`` piece.
+    """
     destination = request.options.stdout if stream == 1 else request.options.stderr
     if destination is not FORWARD:
         return
@@ -188,7 +195,17 @@ def show(request: Request, stream: int, data: bytes) -> None:
     if target is None:
         return
     try:
-        target.write(data.decode(errors="replace"))
+        target.write(_decoder(request, stream).decode(data, final))
         target.flush()
     except Exception as error:  # the user's stream: whatever it raises, the task's outcome still arrives
         log.debug("the output of %r could not be shown: %s", request.future, error)
+
+
+def _decoder(request: Request, stream: int) -> codecs.IncrementalDecoder:
+    if request.decoders is None:
+        request.decoders = {}
+    which = request.future.attempt, stream
+    decoder = request.decoders.get(which)
+    if decoder is None:
+        decoder = request.decoders[which] = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    return decoder

@@ -211,9 +211,9 @@ class HPCExecutor(_Tasks):
             future.set_exception(error)
             return future
         future._control = hub
-        # with check=False no status of a program is a failure
-        retries = options.retries if program is None or program.check else 0
-        self._hand_over(hub, Task(future.task_id, environment.environment, request, retries, options.crash_limit))
+        checked = program is None or program.check
+        task = Task(future.task_id, environment.environment, request, options.retries, options.crash_limit, checked)
+        self._hand_over(hub, task)
         return future
 
     def _hand_over(self, hub: Hub, task: Task) -> None:
@@ -441,14 +441,15 @@ def _authkey() -> bytes | None:
     return bytes(multiprocessing.current_process().authkey) if "multiprocessing.managers" in sys.modules else None
 
 
+#: No stream is longer: what a message holds as a number.
+_MOST_BYTES = 2**62
+
+
 def _settings(options: TaskOptions, grace: float) -> protocol.Settings | None:
-    for word in (options.cwd, options.stdout, options.stderr, *itertools.chain(*options.env)):
-        if isinstance(word, str) and not _is_text(word):
-            raise OptionValueError(f"an option holds {word!r}, which is not UTF-8 text; rename it")
     made = protocol.Settings(
         env=dict(options.env), cwd=options.cwd, stdout=_destination(options.stdout),
         stderr=_destination(options.stderr), time_limit=options.time_limit, grace=grace,
-        output_limit=options.output_limit,
+        output_limit=min(options.output_limit, _MOST_BYTES),
     )  # fmt: skip
     return None if made == protocol.DEFAULT_SETTINGS else made
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal as signals
 import threading
 from concurrent.futures import Future
@@ -16,8 +17,11 @@ from concurrent.futures._base import (
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from executor.options import parse_duration
 from worker_agent.output import join_head_tail
-from worker_agent.protocol import Finished, Started, Tail
+from worker_agent.protocol import NOT_STARTED, Finished, Started, Tail
+
+log = logging.getLogger("concurrent.futures")
 
 _OPEN = frozenset({PENDING, RUNNING})
 _CANCELLED = frozenset({CANCELLED, CANCELLED_AND_NOTIFIED})
@@ -169,7 +173,8 @@ class TaskFuture(Future[Any]):
     @property
     def returncode(self) -> int | None:
         """The exit status of a program, or of an interpreter that died; negative for a signal; None otherwise."""
-        return self._story.returncode if isinstance(self._story, Finished) else None
+        story = self._story
+        return story.returncode if isinstance(story, Finished) and story.end != NOT_STARTED else None
 
     @property
     def signal(self) -> int | None:
@@ -219,12 +224,19 @@ class TaskFuture(Future[Any]):
             self.announce_cancel()
         return self.cancelled()
 
-    def kill(self, signal: int = signals.SIGTERM, *, grace: float | None = None) -> bool:
+    def kill(self, signal: int = signals.SIGTERM, *, grace: float | str | None = None) -> bool:
         """End the task: ``signal`` to its process group, ``grace`` seconds later SIGKILL to all that it started.
 
         The future then has :class:`~executor.errors.TaskKilled` as its exception. ``grace`` defaults to the executor's
-        ``kill_grace``. Gives False if the task has ended already.
+        ``kill_grace``. Gives False if the task has ended already. A second call may be harder: another signal, less
+        grace. Raises TypeError or ValueError for what is no signal or no duration.
         """
+        if isinstance(signal, bool) or not isinstance(signal, int):
+            raise TypeError(f"signal={signal!r}: expected a number of a signal, such as signal.SIGINT")
+        if signal not in signals.valid_signals():
+            raise ValueError(f"signal={signal!r}: expected a signal of this system, such as signal.SIGINT")
+        if grace is not None:
+            grace = parse_duration(grace)
         control = self._control
         if control is None or self.done():
             return False
@@ -252,6 +264,20 @@ class TaskFuture(Future[Any]):
         self.set_running_or_notify_cancel()
         self._invoke_callbacks()
 
+    def _invoke_callbacks(self) -> None:
+        """As in the standard library, but what one callback raises never keeps the others from being called."""
+        stopped: BaseException | None = None
+        for callback in self._done_callbacks:
+            try:
+                callback(self)
+            except Exception:
+                log.exception("exception calling callback for %r", self)
+            except BaseException as error:
+                if stopped is None:
+                    stopped = error
+        if stopped is not None:
+            raise stopped  # Ctrl-C in the main thread; on the delivery's threads it is logged
+
     def claim(self, attempt: int, host: str) -> bool:
         """An agent is about to get the task; False if it was cancelled. From now on a cancel asks the agent."""
         with _making:
@@ -263,25 +289,46 @@ class TaskFuture(Future[Any]):
     def _claim(self, attempt: int, host: str) -> bool:
         self._sent = self._state in _OPEN
         self.attempt, self.host = attempt, host
+        if attempt > 1:
+            self._story = self._heads = None
         return self._sent
 
+    def unclaim(self) -> None:
+        """No agent has it any more: it waits for another attempt, and the story of the last one is over."""
+        with self._condition:
+            self._sent = False
+            self._story = self._heads = None
+            if self._state == RUNNING:
+                self._state = PENDING
+
     def begin(self, started: Started) -> None:
-        """An attempt started; what an earlier one printed is its affair."""
-        self._story = started
-        self._heads = None
+        """An attempt started."""
         with _making:
             if "_condition" not in self.__dict__:
-                self._begin()
+                self._begin(started)
                 return
         with self._condition:
-            self._begin()
+            self._begin(started)
 
-    def _begin(self) -> None:
+    def _begin(self, started: Started) -> None:
+        if not self._sent or started.attempt != self.attempt:
+            return  # the news of an earlier attempt is late
+        self._story = started
         if self._state == PENDING:
             self._state = RUNNING
 
-    def printed(self, stream: int, data: bytes) -> None:
+    def printed(self, attempt: int, stream: int, data: bytes) -> None:
         """The beginning of its output, as it comes."""
+        with _making:
+            if "_condition" not in self.__dict__:
+                self._keep(attempt, stream, data)
+                return
+        with self._condition:
+            self._keep(attempt, stream, data)
+
+    def _keep(self, attempt: int, stream: int, data: bytes) -> None:
+        if not self._sent or attempt != self.attempt:
+            return
         if self._heads is None:
             self._heads = {}
         self._heads.setdefault(stream, []).append(data)

@@ -29,7 +29,7 @@ from executor.core.model import Task, WorkerId
 from executor.core.scheduler import Scheduler
 from executor.delivery import CANCELLED, Delivery, settle_at_once
 from executor.errors import AgentFailed, ExecutorTerminated, InitializerFailed
-from executor.outcome import Function, Functions, Request
+from executor.outcome import Function, Functions, Request, discard
 from executor.payloads import Payloads
 from worker_agent import protocol
 
@@ -384,6 +384,12 @@ class Hub:
     def _on_resolve(self, effect: effects.Resolve) -> None:
         self._settle(effect.task, effect.outcome)
 
+    def _on_requeue(self, effect: effects.Requeue) -> None:
+        effect.task.body.future.unclaim()
+
+    def _on_discard(self, effect: effects.Discard) -> None:
+        discard(effect.report)
+
     def _on_answer(self, effect: effects.Answer) -> None:
         for answer in self._answers.pop(effect.task.id, []):
             answer.put(effect.cancelled)
@@ -400,6 +406,8 @@ class Hub:
         effects.Tell: _on_tell,
         effects.Resolve: _on_resolve,
         effects.Answer: _on_answer,
+        effects.Requeue: _on_requeue,
+        effects.Discard: _on_discard,
     }
 
     def _settle(self, task: Task, outcome: object) -> None:
@@ -529,7 +537,7 @@ class Hub:
         deadline = time.monotonic() + self._kill_grace + STOP_PATIENCE
         waited_for = [worker for worker in self._workers.values() if worker.identity]
         while waited_for and not self._hurry and time.monotonic() < deadline:
-            if any(fd == self._wake_fd for fd, _ in self._epoll.poll(deadline - time.monotonic())):
+            if any(fd == self._wake_fd for fd, _ in self._epoll.poll(min(3600.0, deadline - time.monotonic()))):
                 os.eventfd_read(self._wake_fd)
             waited_for = [worker for worker in waited_for if not worker.launch.wait(0)]
             self._receive()  # last words

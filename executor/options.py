@@ -280,11 +280,17 @@ def _read_variable(name: object, text: object) -> tuple[str, str | None]:
     if text is not None and not isinstance(text, str):
         kind = type(text).__name__
         raise TypeError(f"the value of {name!r} is of type {kind}, not text; use str(), or None to unset it")
+    if not _is_text(name) or not _is_text(text or ""):
+        raise ValueError(f"the variable {_repr.repr(name)} or its value is not UTF-8 text, and cannot be sent")
     if text is not None and "\0" in text:
         raise ValueError(
             f"the value of {name!r} has a NUL character in it, which no environment can hold; remove it"
         )
     return str(name), None if text is None else str(text)
+
+
+def _is_text(word: str) -> bool:
+    return word.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in word)
 
 
 def _merged(old: Environment, new: object) -> Environment:
@@ -297,8 +303,8 @@ def _read_path(value: object, expected: str = "expected a path (str or os.PathLi
     if not isinstance(value, str | os.PathLike):
         raise TypeError(expected)
     path = os.fsdecode(value)
-    if not path or "\0" in path:
-        raise ValueError(f"{expected} that is not empty and has no NUL character")
+    if not path or "\0" in path or not _is_text(path):
+        raise ValueError(f"{expected} that is not empty, is UTF-8 and has no NUL character")
     return _absolute(path)
 
 

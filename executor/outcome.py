@@ -7,7 +7,9 @@ have changed since the last time is not pickled again.
 
 from __future__ import annotations
 
+import codecs
 import io
+import logging
 import pickle
 import struct
 import subprocess
@@ -55,6 +57,12 @@ _INLINE = frozenset({b"\0", runner.PLAIN})
 NOTHING: tuple[protocol.Stored, ...] = ()
 
 # --- calls to bytes ---------------------------------------------------------------------------------------------------
+
+
+log = logging.getLogger("executor")
+
+#: Ends whose body is a sentence, and not a value or an error.
+_EXPLAINED = frozenset({protocol.NOT_STARTED, protocol.LOST})
 
 
 class OutOfBand:
@@ -136,8 +144,19 @@ def _blame_argument(args: Any, kwargs: dict[str, Any], error: BaseException) -> 
     for name, value in named:
         if not _pickles(value):
             kind = f"{type(value).__module__}.{type(value).__qualname__}"
-            return SerializationError(f"{name}, of type {kind}, cannot be pickled: {type(error).__name__}: {error}")
-    return SerializationError(f"the arguments cannot be pickled together: {type(error).__name__}: {error}")
+            return SerializationError(f"{name}, of type {kind}, cannot be pickled: {_reason(error)}")
+    return SerializationError(f"the arguments cannot be pickled together: {_reason(error)}")
+
+
+def _safe_repr(value: object) -> str:
+    try:
+        return repr(value)
+    except Exception as trouble:
+        return f"(of type {type(value).__qualname__}, whose repr raises {type(trouble).__name__})"
+
+
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {runner.safe_str(error)}"
 
 
 def _pickles(value: Any) -> bool:
@@ -165,6 +184,8 @@ class Request:
     chunk: bool = False
     #: whether news of the task is with the delivery threads, so that its outcome must follow that way
     told: bool = False
+    #: for what is shown of its streams: a letter may come in two pieces
+    decoders: dict[tuple[int, int], codecs.IncrementalDecoder] | None = None
 
     def order_body(self) -> protocol.Call | protocol.Command:
         """What the agent is to run."""
@@ -214,7 +235,7 @@ class Functions:
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 raise
-            text = f"the function {function!r} cannot be pickled: {type(error).__name__}: {error}"
+            text = f"the function {_safe_repr(function)} cannot be pickled: {_reason(error)}"
             raise SerializationError(text) from error
 
     def _intern(self, body: bytes) -> Function:
@@ -394,9 +415,13 @@ def plain_value(finished: protocol.Finished) -> tuple[bool, Any]:
 
 def discard(outcome: object) -> None:
     """Remove the files of an outcome that nobody wants any more."""
-    if isinstance(outcome, protocol.Finished) and outcome.end in (protocol.VALUE, protocol.ERROR):
-        for path, _ in _files(outcome.body):
-            store.remove(path)
+    if isinstance(outcome, protocol.Finished) and outcome.end not in _EXPLAINED and outcome.body:
+        try:
+            for path, _ in _files(outcome.body):
+                store.remove(path)
+        except Exception:  # garbled: there is nothing to be found in it
+            log.debug("an outcome that nobody wants cannot be read", exc_info=True)
+        outcome.body = b""
 
 
 def _load_value(future: TaskFuture, body: bytes) -> tuple[Any, BaseException | None]:
@@ -495,14 +520,13 @@ def _unpicklable(future: TaskFuture, type_name: str, reason: str, _: str) -> Ser
     return SerializationError(text)
 
 
-def _rebuild(future: TaskFuture, pickled: bytes, text: str) -> BaseException:
+def _rebuild(future: TaskFuture, pickled: bytes, type_name: str, message: str, text: str) -> BaseException:
     try:
         error = pickle.loads(pickled)
     except BaseException as trouble:
-        return _not_rebuilt(future, type(trouble).__name__, runner.safe_str(trouble), text)
-    if isinstance(error, BaseException):
-        return error
-    return _not_rebuilt(future, type(error).__name__, repr(error), text)
+        log.debug("an exception of %s cannot be rebuilt here: %s", describe(future), _reason(trouble))
+        error = None
+    return error if isinstance(error, BaseException) else _not_rebuilt(future, type_name, message, text)
 
 
 def _not_rebuilt(future: TaskFuture, type_name: str, message: str, text: str) -> RemoteError:
@@ -522,6 +546,7 @@ def _unsuccessful(request: Request, outcome: protocol.Finished) -> BaseException
     future = request.future
     if outcome.end == protocol.NOT_STARTED and request.program is not None:
         return _not_started(request, request.program, outcome)
+    discard(outcome)  # of a task that returned when it was told to end
     if outcome.end == protocol.TIMED_OUT:
         limit = request.options.time_limit or 0.0
         text = with_stderr(f"{describe(future)} ran longer than its time_limit of {limit:g} s", future.stderr)
@@ -533,7 +558,7 @@ def _died(future: TaskFuture, outcome: protocol.Finished) -> TaskDied:
     kind = TaskKilled if outcome.end == protocol.KILLED else TaskDied
     why = "was killed on request" if kind is TaskKilled else "ended before it gave a result"
     text = f"{describe(future)} {why}"
-    if future.pid is not None:
+    if future.pid is not None and outcome.returncode is not None:
         text += f": its process {describe_end(outcome.returncode)}"
     return kind(
         with_stderr(text, future.stderr), task=future.name, host=future.host or "", pid=future.pid,
@@ -546,7 +571,9 @@ def _not_started(request: Request, program: Program, outcome: protocol.Finished)
     if outcome.body:
         text = f"{describe(request.future)}: cannot start {program.argv[0]!r}: {outcome.body.decode(errors='replace')}"
         return ProgramNotStarted(number, text, program.argv[0])
-    env = {**request.environment.env, **{name: text for name, text in request.options.env if text is not None}}
+    changes = dict(request.options.env)
+    env = {name: text for name, text in request.environment.env.items() if name not in changes}
+    env.update({name: text for name, text in changes.items() if text is not None})
     cwd = request.options.cwd or request.environment.cwd
     sentence = explain_not_started(program.argv[0], number, cwd, env.get("PATH"))
     return ProgramNotStarted(number, f"{describe(request.future)}: {sentence}", program.argv[0])

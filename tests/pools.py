@@ -115,8 +115,11 @@ class Pools:
 def pools() -> Iterator[Pools]:
     """The executors of a module."""
     pools = Pools()
-    yield pools
-    pools.close()
+    with pytest.MonkeyPatch.context() as patch:
+        # pytest names each test in the environment, and a change of that means new templates: three for each test.
+        patch.setattr("_pytest.runner._update_current_test_var", lambda *_: None, raising=False)
+        yield pools
+        pools.close()
 
 
 @pytest.fixture(params=["fresh", "reused"])

@@ -41,11 +41,11 @@ from worker_agent.protocol import (
     ERROR,
     EXITED,
     KILLED,
+    LOST,
     NOT_STARTED,
     TIMED_OUT,
     VALUE,
     Finished,
-    Output,
     Started,
     Stored,
     Tail,
@@ -662,8 +662,9 @@ OF_CLIENT = pickle.dumps(LoadsBadly())
 @pytest.mark.parametrize(
     ("described", "name", "text"),
     [
-        (("error", OF_CLIENT, "Traceback ..."), "RuntimeError", "loading failed"),
-        (("error", pickle.dumps(42), "Traceback ..."), "int", "42"),
+        (("error", OF_CLIENT, "Odd", "a text", "Traceback ..."), "Odd", "a text"),
+        (("error", pickle.dumps(42), "Odd", "a text", "Traceback ..."), "Odd", "a text"),
+        (("error", b"garbage", "Odd", "a text", "Traceback ..."), "Odd", "a text"),
         (("remote", "Odd", "a text", "Traceback ..."), "Odd", "a text"),
     ],
 )
@@ -671,6 +672,40 @@ def test_an_exception_that_cannot_be_rebuilt_here_is_told(described: Any, name: 
     _, error = told(new_request(), ended(ERROR, b"\0" + pickle.dumps(described)))
     assert isinstance(error, RemoteError)
     assert (error.type_name, error.text, error.traceback) == (name, text, "Traceback ...")
+
+
+class Licence(Exception):
+    """Can be rebuilt where the task runs, and nowhere else."""
+
+    where = "node7"
+
+    def __reduce__(self) -> Any:
+        return rebuild_licence, self.args
+
+
+def rebuild_licence(text: str) -> Licence:
+    if Licence.where != "node7":
+        raise ImportError("libLicence.so: cannot open shared object file")
+    return Licence(text)
+
+
+def test_an_exception_that_can_be_rebuilt_only_there_is_told_as_it_was(
+    directory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with contextlib.suppress(Licence):
+        try:
+            raise Licence("none is left")
+        except Licence as raised:
+            body = runner.dump_error(raised, [directory])
+            raise
+    assert isinstance(told(new_request(), ended(ERROR, body))[1], Licence)
+    monkeypatch.setattr(Licence, "where", "here")
+    _, error = told(new_request(), ended(ERROR, body))
+    assert isinstance(error, RemoteError)
+    assert (error.type_name, error.text) == ("Licence", "none is left")
+    assert str(error).startswith("task 7 (fit) on node7, process 4711 raised Licence: none is left\n")
+    assert 'raise Licence("none is left")' in error.traceback
+    assert isinstance(error.__cause__, RemoteTraceback)
 
 
 def test_a_description_that_is_garbage_is_told() -> None:
@@ -687,12 +722,32 @@ def test_the_files_of_an_outcome_that_nobody_wants_are_removed(directory: str) -
     assert files(directory) == 0
 
 
+def test_a_sentence_is_not_taken_for_the_names_of_files() -> None:
+    for end in (NOT_STARTED, LOST):
+        report = ended(end, b"/data/out.txt: Is a directory")
+        outcome.discard(report)
+        assert report.body == b"/data/out.txt: Is a directory"
+
+
+@pytest.mark.parametrize(
+    ("end", "kind"), [(KILLED, TaskKilled), (TIMED_OUT, TaskTimeout), (EXITED, TaskDied)], ids=lambda each: str(each)
+)
+def test_what_a_task_returned_that_was_ended_leaves_no_file(
+    directory: str, end: str, kind: type[BaseException]
+) -> None:
+    """It returned when it was told to end: its value is there, and nobody gets it."""
+    _, body = runner.dump_value(bytearray(LARGE), [directory])
+    assert files(directory) == 1
+    assert type(told(new_request(time_limit=1), ended(end, body))[1]) is kind
+    assert files(directory) == 0
+
+
 # ---- ends without an outcome
 
 
 def test_a_process_that_died_is_told_with_all_that_is_known() -> None:
     request = new_request()
-    request.future.printed(2, b"Segmentation ")
+    request.future.printed(1, 2, b"Segmentation ")
     error = told(request, ended(EXITED, returncode=-11, stderr=Tail(b"fault\n")))[1]
     assert type(error) is TaskDied
     assert str(error) == (
@@ -725,7 +780,7 @@ def test_a_later_attempt_is_named() -> None:
 
 def test_a_task_that_took_too_long_is_told() -> None:
     request = new_request(time_limit=1.5)
-    request.future.printed(2, b"iteration 7\n")
+    request.future.printed(1, 2, b"iteration 7\n")
     error = told(request, ended(TIMED_OUT, returncode=-15))[1]
     assert type(error) is TaskTimeout
     assert str(error) == (
@@ -752,7 +807,7 @@ def test_an_exception_of_the_hub_is_the_outcome() -> None:
 
 def test_a_program_that_ended_well_is_a_completed_process() -> None:
     request = new_request(Program(["mesher", "-n", "4"]))
-    request.future.printed(1, b"out")
+    request.future.printed(1, 1, b"out")
     result, error = told(request, ended(COMPLETED, returncode=0, stdout=Tail(b"put"), stderr=Tail(b"note")))
     assert error is None
     assert isinstance(result, subprocess.CompletedProcess)
@@ -787,6 +842,13 @@ def test_a_program_that_was_not_started_says_where_it_was_looked_for() -> None:
     assert (error.errno, error.filename, error.missing) == (errno.ENOENT, "mesher", True)
     assert str(error).startswith("task 7 (fit) on node7, process 4711: ")
     assert "/opt/bin" in str(error)
+
+
+def test_a_program_is_not_looked_for_where_its_path_was_unset() -> None:
+    request = new_request(Program(["mesher"]), env={"PATH": None})
+    _, error = told(request, ended(NOT_STARTED, returncode=errno.ENOENT))
+    assert type(error) is ProgramNotStarted
+    assert "/nowhere" not in str(error)
 
 
 def test_a_program_is_looked_for_where_its_environment_says() -> None:
@@ -845,8 +907,11 @@ def test_an_initializer_whose_error_does_not_travel_is_told(directory: str) -> N
 
 def test_an_initializer_whose_error_cannot_be_rebuilt_here_is_told() -> None:
     """Its class exists on the node alone, say."""
-    body = b"\0" + pickle.dumps(("error", OF_CLIENT, "Traceback ..."))
-    assert type(refused(Refused("the initializer raised Odd: x", body, True))) is InitializerFailed
+    body = b"\0" + pickle.dumps(("error", OF_CLIENT, "Odd", "x", "Traceback ..."))
+    error = refused(Refused("the initializer raised Odd: x", body, True))
+    assert type(error) is InitializerFailed
+    assert isinstance(error.__cause__, RemoteError)
+    assert (error.__cause__.type_name, error.__cause__.text) == ("Odd", "x")
 
 
 def test_a_module_whose_name_has_the_word_initializer_in_it_is_none() -> None:
@@ -856,9 +921,11 @@ def test_a_module_whose_name_has_the_word_initializer_in_it_is_none() -> None:
 
 def test_what_a_task_printed_does_not_belong_to_the_next_attempt() -> None:
     request = new_request()
-    request.future.printed(2, Output(7, 1, 2, b"first").data)
+    request.future.printed(1, 2, b"first")
+    request.future.claim(2, "node8")
+    request.future.printed(1, 2, b"late")
     request.future.begin(Started(7, 2, 4712, 3.0))
-    request.future.printed(2, b"second")
+    request.future.printed(2, 2, b"second")
     error = told(request, ended(EXITED, returncode=1))[1]
     assert isinstance(error, TaskDied)
     assert error.stderr == "second"

@@ -128,8 +128,8 @@ class Gate:
 
 def pass_gate(arrivals: str, opened: str) -> int:
     """Say who we are, and wait until the gate is open; gives our pid."""
-    announce(arrivals)
-    with open(opened, "rb", buffering=0) as file:
+    with open(opened, "rb", buffering=0) as file:  # first: who has announced itself may find the gate gone
+        announce(arrivals)
         file.read(1)
     return os.getpid()
 

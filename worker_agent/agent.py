@@ -31,6 +31,8 @@ from worker_agent.programs import Programs, task_identity
 GATHER = 0.001
 #: Seconds after which the hub is told that a task has started: most small ones have ended by then.
 ANNOUNCE = 0.005
+#: Seconds that processes which were killed may take to end, before the next attempt of their task may start.
+STRAY_PATIENCE = 0.2
 
 
 class Agent:
@@ -324,11 +326,14 @@ class Agent:
         in its environment, or is in the program's session.
         """
         sessions = {attempt.pid for attempt in self.programs.running_attempts()}
-        for pid in self._children.pids():
-            if not self._owns(pid) and not self._belongs_to_running(pid, sessions):
-                processes.kill_tree(pid, signal.SIGKILL)
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+        strays = [pid for pid in self._children.pids() if not self._owns(pid)]
+        strays = [pid for pid in strays if not self._belongs_to_running(pid, sessions)]
+        for pid in strays:
+            processes.kill_tree(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if strays:
+            processes.wait_for_ends(strays, STRAY_PATIENCE)
 
     def _owns(self, pid: int) -> bool:
         early = self._early is not None and pid == self._early.pid

@@ -132,6 +132,19 @@ def unpack_task(message: bytes) -> tuple[Any, ...]:
     return marshal.loads(message)  # type: ignore[no-any-return]  # noqa: S302  written by pack_task
 
 
+def take_task(message: bytes) -> tuple[Any, ...]:
+    """As :func:`unpack_task`, by who will run it: what lies in a file is removed."""
+    task = unpack_task(message)
+    drop_task(message)
+    return task
+
+
+def drop_task(message: bytes) -> None:
+    """Nobody needs this message any more."""
+    if message[:1] == ELSEWHERE:
+        store.remove(message[1:].decode())
+
+
 def pack_forked(pid: int) -> bytes:
     """The message for :class:`Forked`."""
     return _FORKED.pack(FORKED, pid)

@@ -184,6 +184,7 @@ class Interpreters:
             if message != channel.RETIRE and channel.unpack_task_id(message) == wanted.task:
                 found = True
                 del self._offered[wanted.task]
+                channel.drop_task(message)
             else:
                 self._queues.tasks.send(message)
         return found
@@ -267,13 +268,14 @@ class Interpreters:
             pass
 
     def _on_started(self, started: channel.Started) -> None:
-        child = self._child(started.pid)
-        if child.current is not None:
+        child = self._children.get(started.pid)
+        if child is not None and child.current is not None:
             child.taken.append(started)  # the end of what it ran before is still on the other queue
             return
         attempt = self._offered.pop(started.task, None)
         if attempt is None:
-            return
+            return  # user code found the socket
+        child = child or self._child(started.pid)
         self._failures = 0
         self._busy += 1
         attempt.begin(started.pid, started.at)
@@ -503,7 +505,10 @@ class Interpreters:
         """
         for pid in self._children:
             end_by_force(pid)
-        waiting = {channel.unpack_task_id(message) for message in self._waiting() if message != channel.RETIRE}
+        messages = [message for message in self._waiting() if message != channel.RETIRE]
+        waiting = {channel.unpack_task_id(message) for message in messages}
+        for message in messages:
+            channel.drop_task(message)
         lost = [attempt for attempt in self._offered.values() if attempt.task not in waiting]
         for child in self._children.values():
             child.close()
@@ -533,10 +538,11 @@ class Interpreters:
     def close(self) -> None:
         """No more tasks: idle interpreters and the template end by themselves at the end of their sockets."""
         self._closed = True
-        if self._template is not None:
-            self._on_control()
-            self._loop.unwatch(self._template.control.fileno())
-            self._template.close()
+        self._on_control()
+        template, self._template = self._template, None
+        if template is not None:
+            self._loop.unwatch(template.control.fileno())
+            template.close()
         self._close_queues()
         for child in self._children.values():
             child.close()

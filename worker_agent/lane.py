@@ -13,7 +13,7 @@ from worker_agent import channel, processes, protocol, runner, spawning
 from worker_agent.attempt import Attempt, State
 from worker_agent.interpreters import Interpreters, end_by_force
 from worker_agent.loop import Loop
-from worker_agent.programs import Programs
+from worker_agent.programs import NotExecutable, Programs
 
 
 class Host(Protocol):
@@ -113,7 +113,8 @@ class Lane:
             if error.errno in (errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM) and self.running:
                 self.queue.appendleft(attempt)  # the node is short of something: again when a task has ended
                 return
-            attempt.finish(protocol.NOT_STARTED, body=_obstacle(attempt, error), returncode=error.errno)
+            obstacle = b"" if isinstance(error, NotExecutable) else _obstacle(error)
+            attempt.finish(protocol.NOT_STARTED, body=obstacle, returncode=error.errno)
         else:
             self.running += 1
             self.on_started(attempt)
@@ -186,7 +187,10 @@ class Lane:
 
     def end(self, attempt: Attempt, reason: str, number: int, grace: float) -> None:
         """Signal the task's process group; after ``grace`` seconds kill it and all that it started."""
-        if attempt.state is State.ENDED or attempt.end is not None:
+        if attempt.state is State.ENDED:
+            return
+        if attempt.end is not None:
+            self._end_harder(attempt, number, grace)
             return
         if self._pool is not None:
             self._pool.look()  # a reused interpreter may be at another task by now
@@ -202,6 +206,14 @@ class Lane:
         attempt.end = reason
         processes.kill_group(attempt.pid, number)
         attempt.grace = self._host.loop.call_in(grace, lambda: end_by_force(attempt.pid))
+
+    def _end_harder(self, attempt: Attempt, number: int, grace: float) -> None:
+        """It is being ended already: another signal, perhaps less patience."""
+        processes.kill_group(attempt.pid, number)
+        assert attempt.grace is not None
+        if time.monotonic() + grace < attempt.grace.at:
+            attempt.grace.cancel()
+            attempt.grace = self._host.loop.call_in(grace, lambda: end_by_force(attempt.pid))
 
     def _end_unstarted(self, attempt: Attempt, reason: str, number: int, grace: float) -> None:
         if self.take_back(attempt):
@@ -230,13 +242,9 @@ class Lane:
             self._pool.close()
 
 
-def _obstacle(attempt: Attempt, error: OSError) -> bytes:
-    """What stood in the way, if it was not the program itself: its directory, or a file for its streams."""
-    command = attempt.order.body
-    assert isinstance(command, protocol.Command)
+def _obstacle(error: OSError) -> bytes:
+    """What stood in the way, other than the program itself: its directory, or a file for its streams."""
     path = str(error.filename or "")
-    if not path or os.path.basename(path) == os.path.basename(command.argv[0]):
-        return b""
     return f"{error.strerror}: {path!r} (a directory or a file that its options name)".encode(errors="replace")
 
 

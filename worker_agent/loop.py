@@ -8,16 +8,19 @@ import select
 import time
 from collections.abc import Callable
 
-_NEVER = 3600.0
+#: Seconds; epoll itself knows no more than 24.8 days.
+_LONGEST_WAIT = 3600.0
 
 
 class Timer:
     """Something to do at a time; ``cancel`` makes it nothing."""
 
-    __slots__ = ("action",)
+    __slots__ = ("action", "at")
 
-    def __init__(self, action: Callable[[], None]) -> None:
+    def __init__(self, action: Callable[[], None], at: float) -> None:
         self.action: Callable[[], None] | None = action
+        #: when, by the monotonic clock
+        self.at = at
 
     def cancel(self) -> None:
         """Forget the action."""
@@ -45,8 +48,8 @@ class Loop:
 
     def call_in(self, seconds: float, action: Callable[[], None]) -> Timer:
         """Call ``action`` once, ``seconds`` from now, by the monotonic clock."""
-        timer = Timer(action)
-        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._order), timer))
+        timer = Timer(action, time.monotonic() + seconds)
+        heapq.heappush(self._timers, (timer.at, next(self._order), timer))
         return timer
 
     def run_once(self, *, wait: bool = True) -> None:
@@ -61,8 +64,8 @@ class Loop:
         while self._timers and self._timers[0][2].action is None:
             heapq.heappop(self._timers)
         if not self._timers:
-            return _NEVER
-        return max(0.0, self._timers[0][0] - time.monotonic())
+            return _LONGEST_WAIT
+        return min(_LONGEST_WAIT, max(0.0, self._timers[0][0] - time.monotonic()))
 
     def _run_timers(self) -> None:
         now = time.monotonic()

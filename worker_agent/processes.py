@@ -16,12 +16,13 @@ import resource
 import select
 import signal
 import sys
+import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 __all__ = [
     "OwnChildren", "become_subreaper", "children", "cpu_quota", "descendants", "kill_group", "kill_tree", "pidfd_alive",
-    "set_parent_death_signal", "start_time", "this_python", "usable_cpus",
+    "set_parent_death_signal", "start_time", "this_python", "usable_cpus", "wait_for_ends",
 ]  # fmt: skip
 
 # <linux/prctl.h>
@@ -253,6 +254,20 @@ def _send(pid: int, sig: int) -> None:
     # Gone is what we want; and a set-uid program, which is beyond our reach, must not save its whole tree.
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(pid, sig)
+
+
+def wait_for_ends(pids: Iterable[int], seconds: float) -> None:
+    """Wait until these processes have ended, but not longer than so."""
+    end = time.monotonic() + seconds
+    for pid in pids:
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            continue
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        poll.poll(max(0.0, end - time.monotonic()) * 1000)
+        os.close(pidfd)
 
 
 def reap_children() -> Iterator[tuple[int, int, resource.struct_rusage]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import stat
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -18,6 +19,10 @@ FileAction = tuple[int, int, str, int, int] | tuple[int, int, int] | tuple[int, 
 
 #: Signals whose dispositions Python changes, given back to programs as the system has them.
 _RESTORED = [signal.SIGPIPE, signal.SIGXFSZ]
+
+
+class NotExecutable(OSError):
+    """It is the program itself that cannot be started, not what its options name."""
 
 
 class Programs:
@@ -44,14 +49,11 @@ class Programs:
         env = task_environment(self._encoded(environment), attempt)
         cwd = attempt.settings.cwd or environment.cwd
         enter_directory(cwd, create=attempt.settings.cwd is not None)
-        executable = find_executable(command.argv[0], env)
+        executable, argv = _with_named_pipes(command, attempt.settings, find_executable(command.argv[0], env))
         with _Descriptors() as descriptors:
             pipes = _captured(attempt.settings, descriptors)
             actions = [self._stdin(command, descriptors), *self._outputs(attempt.settings, pipes, descriptors)]
-            pid = os.posix_spawn(
-                executable, command.argv, env,
-                file_actions=actions, setsid=True, setsigmask=[], setsigdef=_RESTORED,
-            )  # fmt: skip
+            pid = _execute(executable, argv, env, actions)
             descriptors.keep()
         watched = [Pipe(self._loop, ends[0], partial(attempt.printed, stream)) for stream, ends in pipes.items()]
         self._running[pid] = (attempt, watched)
@@ -74,7 +76,7 @@ class Programs:
         return found
 
     def _stdin(self, command: protocol.Command, descriptors: _Descriptors) -> FileAction:
-        if command.stdin is None and command.stdin_path is None:
+        if command.stdin is None and (command.stdin_path is None or is_named_pipe(command.stdin_path)):
             return (os.POSIX_SPAWN_DUP2, self._null, 0)
         if command.stdin_path is not None:
             fd = descriptors.theirs(os.open(command.stdin_path, os.O_RDONLY | os.O_CLOEXEC))
@@ -91,8 +93,10 @@ class Programs:
                 actions.append((os.POSIX_SPAWN_DUP2, pipes[stream][1], stream))
             elif stream == 2 and destination and destination == settings.stdout:
                 actions.append((os.POSIX_SPAWN_DUP2, 1, 2))
+            elif not destination or is_named_pipe(destination):
+                actions.append((os.POSIX_SPAWN_DUP2, self._null, stream))
             else:
-                fd = descriptors.theirs(open_output(destination)) if destination else self._null
+                fd = descriptors.theirs(open_output(destination))
                 actions.append((os.POSIX_SPAWN_DUP2, fd, stream))
         return actions
 
@@ -128,6 +132,44 @@ class _Descriptors:
 def _captured(settings: protocol.Settings, descriptors: _Descriptors) -> dict[int, tuple[int, int]]:
     streams = {1: settings.stdout, 2: settings.stderr}
     return {stream: descriptors.pipe() for stream, destination in streams.items() if destination is None}
+
+
+def _execute(
+    executable: str, argv: list[str], env: Mapping[bytes, bytes], actions: list[FileAction]
+) -> int:
+    try:
+        return os.posix_spawn(
+            executable, argv, env, file_actions=actions, setsid=True, setsigmask=[], setsigdef=_RESTORED
+        )
+    except OSError as error:
+        raise NotExecutable(error.errno, error.strerror, executable) from error
+
+
+#: Opens named pipes in the program's own process, which may wait for the other side; its arguments are never parsed.
+_OPEN_PIPES = """
+in=$1 out=$2 err=$3; shift 3
+[ -z "$in" ] || exec <"$in"; [ -z "$out" ] || exec >"$out"; [ -z "$err" ] || exec 2>"$err"
+exec "$@"
+"""
+
+
+def _with_named_pipes(
+    command: protocol.Command, settings: protocol.Settings, executable: str
+) -> tuple[str, list[str]]:
+    """What to execute: the program, or, if streams of it are named pipes, what opens these first."""
+    paths = [command.stdin_path, settings.stdout, settings.stderr]
+    pipes = [path if path and is_named_pipe(path) else "" for path in paths]
+    if not any(pipes):
+        return executable, command.argv
+    return "/bin/sh", ["/bin/sh", "-c", _OPEN_PIPES, "sh", *pipes, executable, *command.argv[1:]]
+
+
+def is_named_pipe(path: str) -> bool:
+    """Whether there is a FIFO: to open it may take until somebody opens its other end."""
+    try:
+        return stat.S_ISFIFO(os.stat(path).st_mode)
+    except OSError:
+        return False
 
 
 def task_environment(base: Mapping[bytes, bytes], attempt: Attempt) -> dict[bytes, bytes]:
@@ -176,5 +218,5 @@ def find_executable(name: str, env: Mapping[bytes, bytes]) -> str:
         if not found and os.path.exists(path):
             found = path
     if not found:
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+        raise NotExecutable(errno.ENOENT, os.strerror(errno.ENOENT), name)
     return found

@@ -136,7 +136,7 @@ class Interpreter:
         message = b"" if self._retired else self._tasks.recv(channel.MESSAGE_LIMIT)
         if not message or message == channel.RETIRE:
             return None
-        task = channel.unpack_task(message)
+        task = channel.take_task(message)
         self._starts.send(channel.pack_started(task[0], task[1], self._pid, time.time()))
         return task
 
@@ -248,7 +248,7 @@ class Interpreter:
         except BlockingIOError:
             return None
         if message and message != channel.RETIRE:
-            return channel.unpack_task(message)
+            return channel.take_task(message)
         self._retired = True
         return None
 
@@ -389,7 +389,7 @@ def dump_error(error: BaseException, stores: list[str]) -> bytes:
 def describe_error(error: BaseException) -> tuple[Any, ...]:
     """What is sent for an exception: itself if it survives pickling, else its type and text; always the traceback.
 
-    ``("error", pickled exception, traceback)`` or ``("remote", type, text, traceback)``.
+    ``("error", pickled exception, type, text, traceback)`` or ``("remote", type, text, traceback)``.
     """
     text = format_error(error)
     add_hint(error)
@@ -398,7 +398,7 @@ def describe_error(error: BaseException) -> tuple[Any, ...]:
 
         pickled = cloudpickle.dumps(error, protocol=5)
         if isinstance(pickle.loads(pickled), BaseException):
-            return "error", pickled, text
+            return "error", pickled, type(error).__qualname__, safe_str(error), text
     except BaseException:  # noqa: S110  whatever the exception's own code does here, its text is sent instead
         pass
     return "remote", type(error).__qualname__, safe_str(error), text

@@ -90,6 +90,20 @@ class Answer:
 
 
 @dataclass(slots=True)
+class Requeue:
+    """The task waits again, for another attempt."""
+
+    task: Task
+
+
+@dataclass(slots=True)
+class Discard:
+    """Nobody wants what a report of an ended attempt brings."""
+
+    report: Any
+
+
+@dataclass(slots=True)
 class Lost:
     """An outcome: agents were lost under the task more often than it may be."""
 
@@ -105,4 +119,4 @@ class Refused:
     initializer: bool = False
 
 
-Effect = OpenLane | ResizeLane | CloseLane | Start | RecallTask | KillTask | Tell | Resolve | Answer
+Effect = OpenLane | ResizeLane | CloseLane | Start | RecallTask | KillTask | Tell | Resolve | Answer | Requeue | Discard

@@ -49,6 +49,8 @@ class Task:
     body: Any
     retries: int = 0
     crash_limit: int = 5
+    #: whether an exit status other than 0 is a failure
+    checked: bool = True
     #: the number of the current try, 0 before the first
     attempt: int = 0
     #: a kill is under way: it does not start again

@@ -110,11 +110,17 @@ class Scheduler:
         if handler is not None:
             task = self.tasks.get(report.task)  # type: ignore[union-attr]  # all that have handlers
             if task is None or task.attempt != report.attempt:  # type: ignore[union-attr]
-                return  # rule 2: late, or doubled
-            if task.lane is not None and task.lane.worker is worker:
+                self._drop(report)  # rule 2: late, or doubled
+            elif task.lane is not None and task.lane.worker is worker:
                 handler(self, task, report)
+            else:
+                self._drop(report)
         elif isinstance(report, protocol.Unprepared):
             self._on_unprepared(report)
+
+    def _drop(self, report: protocol.Report) -> None:
+        if isinstance(report, protocol.Finished) and report.body:
+            self._do(effects.Discard(report))
 
     def _on_started(self, task: Task, report: protocol.Started) -> None:
         if task.state is TaskState.SENT:
@@ -133,8 +139,9 @@ class Scheduler:
         if report.started:
             _lane(task).of.measured(report.ended - report.started)
         self._leave_lane(task)
-        if _has_failed(report) and task.retries > 0 and not task.doomed:
+        if _has_failed(task, report) and task.retries > 0 and not task.doomed:
             task.retries -= 1
+            self._drop(report)
             self._answer(task, cancelled=False)  # the attempt had started
             self._requeue(task)
         else:
@@ -183,6 +190,7 @@ class Scheduler:
     def _requeue(self, task: Task) -> None:
         task.move(TaskState.READY)
         self._class(task.environment).ready.appendleft(task)
+        self._do(effects.Requeue(task))
 
     def _resolve(self, task: Task, outcome: object) -> None:
         self._do(effects.Resolve(task, outcome))
@@ -319,8 +327,9 @@ class Scheduler:
             assert not (waits and idle), f"environment {each.environment}: tasks wait beside idle places"
 
 
-def _has_failed(report: protocol.Finished) -> bool:
-    return report.end in _FAILED or (report.end == protocol.COMPLETED and report.returncode != 0)
+def _has_failed(task: Task, report: protocol.Finished) -> bool:
+    bad_status = report.end == protocol.COMPLETED and report.returncode != 0 and task.checked
+    return bad_status or report.end in _FAILED
 
 
 def _lane(task: Task) -> Lane:

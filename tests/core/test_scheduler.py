@@ -12,11 +12,13 @@ import pytest
 from executor.core.effects import (
     Answer,
     CloseLane,
+    Discard,
     KillTask,
     Lost,
     OpenLane,
     RecallTask,
     Refused,
+    Requeue,
     ResizeLane,
     Resolve,
     Start,
@@ -148,6 +150,11 @@ def finished(task: Task, end: str = VALUE, seconds: float = 1.0, attempt: int | 
 
 def recalled(task: Task, given_back: bool) -> Recalled:
     return Recalled(task.id, task.attempt, given_back)
+
+
+def requeued(*tasks: Task) -> list[Requeue]:
+    """They go back to the head of their queue, so that the first one is the last to go."""
+    return [Requeue(task) for task in reversed(tasks)]
 
 
 def started_tasks(effects: list[Any]) -> list[Task]:
@@ -481,9 +488,10 @@ def test_a_report_of_another_attempt_is_ignored(cluster: Cluster, attempt: int) 
 
 def test_a_late_report_of_an_earlier_attempt_is_ignored(cluster: Cluster) -> None:
     (task,) = cluster.start(1, slots=1, retries=1)
-    assert cluster.report(W1, finished(task, ERROR)) == [Start(W1, L1, task)]
+    assert cluster.report(W1, finished(task, ERROR)) == [Requeue(task), Start(W1, L1, task)]
     assert task.attempt == 2
-    assert cluster.report(W1, finished(task, attempt=1)) == []
+    assert cluster.report(W1, started(task, 1), finished(task, attempt=1)) == []
+    assert task.state is TaskState.SENT
 
 
 def test_a_report_of_a_worker_that_does_not_have_the_task_is_ignored(cluster: Cluster) -> None:
@@ -496,7 +504,7 @@ def test_a_report_of_a_worker_that_had_the_task_before_is_ignored(cluster: Clust
     """Even if it names the right attempt, which it cannot know."""
     (task,) = cluster.start(1, slots=1)
     assert cluster.join(W2, 1) == []
-    assert cluster.lose(W1) == [OpenLane(W2, L2, 0, 1), Start(W2, L2, task)]
+    assert cluster.lose(W1) == [Requeue(task), OpenLane(W2, L2, 0, 1), Start(W2, L2, task)]
     assert cluster.join(W1, 1) == []
     assert cluster.report(W1, finished(task)) == []
 
@@ -518,13 +526,87 @@ def test_reports_about_the_agent_itself_are_not_the_scheduler_s_affair(cluster: 
     assert cluster.report(W1, Hello(launch="l", host="h", pid=1, python="3.11.0", slots=1), Bye("done")) == []
 
 
+# ---- what reports bring that do not count
+
+
+def test_what_a_late_end_brings_is_discarded(cluster: Cluster) -> None:
+    (task,) = cluster.start(1, slots=1, retries=1)
+    assert cluster.report(W1, finished(task, ERROR)) == [Requeue(task), Start(W1, L1, task)]
+    late = finished(task, attempt=1, body=b"late")
+    assert cluster.report(W1, late) == [Discard(late)]
+    assert (task.state, task.attempt) == (TaskState.SENT, 2)
+
+
+def test_what_a_doubled_end_brings_is_discarded(cluster: Cluster) -> None:
+    (task,) = cluster.start(1, slots=1)
+    end, other = finished(task, body=b"first"), finished(task, body=b"second")
+    assert cluster.report(W1, end, other) == [Resolve(task, end), Discard(other)]
+
+
+def test_what_an_end_brings_of_a_task_that_nobody_knows_is_discarded(cluster: Cluster) -> None:
+    assert cluster.join(W1, 1) == []
+    end = Finished(99, 1, VALUE, b"whose?")
+    assert cluster.report(W1, end) == [Discard(end)]
+
+
+def test_what_an_end_brings_from_a_worker_that_does_not_have_the_task_is_discarded(cluster: Cluster) -> None:
+    (task,) = cluster.start(1, slots=1)
+    assert cluster.join(W2, 1) == []
+    end = finished(task, body=b"not mine")
+    assert cluster.report(W2, end) == [Discard(end)]
+    assert task.state is TaskState.SENT
+    assert cluster.report(W1, end) == [Resolve(task, end)]
+
+
+def test_what_an_end_brings_of_a_task_that_waits_is_discarded(cluster: Cluster) -> None:
+    tasks = cluster.start(3, slots=1)
+    end = finished(tasks[2], body=b"too early")
+    assert cluster.report(W1, end) == [Discard(end)]
+    assert tasks[2].state is TaskState.READY
+
+
+def test_what_an_end_brings_of_a_refused_task_is_discarded(cluster: Cluster) -> None:
+    (task,) = cluster.start(1, slots=1)
+    end = finished(task, body=b"a value all the same")
+    assert cluster.report(W1, Unprepared(0, "no"), end) == [Resolve(task, Refused("no", b"")), Discard(end)]
+
+
+@pytest.mark.parametrize("end", [ERROR, EXITED, TIMED_OUT, NOT_STARTED])
+def test_what_a_failure_brings_that_is_tried_again_is_discarded(cluster: Cluster, end: str) -> None:
+    (task,) = cluster.start(1, slots=1, retries=1)
+    failure = finished(task, end, body=b"boom")
+    assert cluster.report(W1, failure) == [Discard(failure), Requeue(task), Start(W1, L1, task)]
+    last = finished(task, end, body=b"boom again")
+    assert cluster.report(W1, last) == [Resolve(task, last)]
+
+
+def test_a_value_is_not_discarded(cluster: Cluster) -> None:
+    (task,) = cluster.start(1, slots=1, retries=1)
+    end = finished(task, body=b"value")
+    assert cluster.report(W1, end) == [Resolve(task, end)]
+
+
+def test_a_value_without_a_body_leaves_nothing_to_discard(cluster: Cluster) -> None:
+    (task,) = cluster.start(1, slots=1)
+    assert cluster.join(W2, 1) == []
+    end = finished(task)
+    assert cluster.report(W2, end) == []
+    assert cluster.report(W1, end, end) == [Resolve(task, end)]
+
+
+def test_only_an_end_brings_something(cluster: Cluster) -> None:
+    (task,) = cluster.start(1, slots=1)
+    assert cluster.join(W2, 1) == []
+    assert cluster.report(W2, started(task), Output(task.id, 1, 1, b"x"), recalled(task, True)) == []
+
+
 # ---- lost workers
 
 
 def test_the_tasks_of_a_lost_worker_start_elsewhere_in_their_order(cluster: Cluster) -> None:
     tasks = cluster.start(5, slots=2)
     cluster.begin(W1, tasks[0])
-    assert cluster.lose(W1) == []
+    assert cluster.lose(W1) == requeued(*tasks[:4])
     assert [task.state for task in tasks] == [TaskState.READY] * 5
     assert cluster.join(W2, 5) == [OpenLane(W2, L2, 0, 5), *(Start(W2, L2, task) for task in tasks)]
     assert [task.attempt for task in tasks] == [2, 2, 2, 2, 1]
@@ -533,12 +615,14 @@ def test_the_tasks_of_a_lost_worker_start_elsewhere_in_their_order(cluster: Clus
 def test_the_tasks_of_a_lost_worker_start_at_once_where_there_is_room(cluster: Cluster) -> None:
     tasks = cluster.start(2, slots=1)
     assert cluster.join(W2, 1) == []
-    assert cluster.lose(W1) == [OpenLane(W2, L2, 0, 1), Start(W2, L2, tasks[0]), Start(W2, L2, tasks[1])]
+    assert cluster.lose(W1) == [
+        *requeued(*tasks), OpenLane(W2, L2, 0, 1), Start(W2, L2, tasks[0]), Start(W2, L2, tasks[1]),
+    ]  # fmt: skip
 
 
 def test_the_tasks_of_a_lost_worker_go_before_those_that_wait(cluster: Cluster) -> None:
     tasks = cluster.start(6, slots=2)
-    assert cluster.lose(W1) == []
+    assert cluster.lose(W1) == requeued(*tasks[:4])
     assert started_tasks(cluster.join(W2, 1)) == tasks[:2]
 
 
@@ -546,14 +630,14 @@ def test_all_lanes_of_a_lost_worker_are_gone(cluster: Cluster) -> None:
     (blue,), (red,) = cluster.tasks(1, 0), cluster.tasks(1, 1)
     assert cluster.join(W1, 2) == []
     assert started_tasks(cluster.submit(blue, red)) == [blue, red]
-    assert cluster.lose(W1) == []
+    assert cluster.lose(W1) == [Requeue(blue), Requeue(red)]
     assert started_tasks(cluster.join(W2, 2)) == [blue, red]
 
 
 def test_only_tasks_that_had_started_count_against_the_crash_limit(cluster: Cluster) -> None:
     running, sent, ready = cluster.start(3, slots=1, crash_limit=0)
     cluster.begin(W1, running)
-    assert cluster.lose(W1, "power cut") == [Resolve(running, Lost("power cut"))]
+    assert cluster.lose(W1, "power cut") == [Requeue(sent), Resolve(running, Lost("power cut"))]
     assert (running.state, sent.state, ready.state) == (TaskState.DONE, TaskState.READY, TaskState.READY)
     assert (running.losses, sent.losses, ready.losses) == (1, 0, 0)
 
@@ -567,7 +651,7 @@ def test_a_task_may_be_lost_as_often_as_its_crash_limit_says(cluster: Cluster) -
             OpenLane(WorkerId(number), lane, 0, 1), Start(WorkerId(number), lane, task),
         ]  # fmt: skip
         cluster.begin(WorkerId(number), task)
-        assert cluster.lose(WorkerId(number), f"loss {number}") == []
+        assert cluster.lose(WorkerId(number), f"loss {number}") == [Requeue(task)]
     assert cluster.join(W3, 1) == [OpenLane(W3, L3, 0, 1), Start(W3, L3, task)]
     cluster.begin(W3, task)
     assert cluster.lose(W3, "loss 3") == [Resolve(task, Lost("loss 3"))]
@@ -579,7 +663,7 @@ def test_a_task_that_waited_in_a_queue_may_be_lost_for_ever(cluster: Cluster) ->
     assert cluster.submit(first, second) == []
     for number in range(1, 10):
         assert started_tasks(cluster.join(WorkerId(number), 1)) == [first, second]
-        assert cluster.lose(WorkerId(number)) == []
+        assert cluster.lose(WorkerId(number)) == requeued(first, second)
     assert (first.losses, second.losses) == (9, 0)
 
 
@@ -587,14 +671,14 @@ def test_tasks_whose_turn_it_was_count_as_started(cluster: Cluster) -> None:
     """Their start is reported a moment after it, and may be on its way: a task may kill its agent at once."""
     tasks = cluster.start(4, slots=2, crash_limit=0)
     lost = Lost("the node is gone")
-    assert cluster.lose(W1) == [Resolve(tasks[1], lost), Resolve(tasks[0], lost)]
+    assert cluster.lose(W1) == [*requeued(*tasks[2:]), Resolve(tasks[1], lost), Resolve(tasks[0], lost)]
     assert [task.state for task in tasks[2:]] == [TaskState.READY, TaskState.READY]
 
 
 def test_the_loss_of_a_worker_that_nobody_knows_is_nothing(cluster: Cluster) -> None:
     tasks = cluster.start(1, slots=1)
     assert cluster.lose(W2) == []
-    assert cluster.lose(W1) == []
+    assert cluster.lose(W1) == requeued(*tasks)
     assert cluster.lose(W1) == []
     assert tasks[0].state is TaskState.READY
 
@@ -602,7 +686,8 @@ def test_the_loss_of_a_worker_that_nobody_knows_is_nothing(cluster: Cluster) -> 
 def test_an_attempt_that_its_agent_reports_as_lost_counts_like_a_lost_worker(cluster: Cluster) -> None:
     (task,) = cluster.start(1, slots=1, crash_limit=1)
     cluster.begin(W1, task)
-    assert cluster.report(W1, finished(task, LOST, body=b"its interpreter vanished")) == [Start(W1, L1, task)]
+    end = finished(task, LOST, body=b"its interpreter vanished")
+    assert cluster.report(W1, end) == [Requeue(task), Start(W1, L1, task)]
     assert (task.attempt, task.losses) == (2, 1)
     cluster.begin(W1, task)
     assert cluster.report(W1, finished(task, LOST, body=b"again \xff")) == [Resolve(task, Lost("again \ufffd"))]
@@ -610,8 +695,21 @@ def test_an_attempt_that_its_agent_reports_as_lost_counts_like_a_lost_worker(clu
 
 def test_an_attempt_that_was_lost_before_it_started_is_not_counted(cluster: Cluster) -> None:
     (task,) = cluster.start(1, slots=1, crash_limit=0)
-    assert cluster.report(W1, finished(task, LOST, body=b"no template")) == [Start(W1, L1, task)]
+    end = finished(task, LOST, body=b"no template")
+    assert cluster.report(W1, end) == [Requeue(task), Start(W1, L1, task)]
     assert task.losses == 0
+
+
+def test_a_task_is_requeued_once_for_each_time_that_it_waits_again(cluster: Cluster) -> None:
+    (task,) = cluster.tasks(1, retries=1)
+    wanted = [cluster.submit(task), cluster.join(W1, 1)]
+    wanted.append(cluster.report(W1, started(task), finished(task, ERROR, body=b"boom")))
+    wanted.append(cluster.report(W1, finished(task, LOST, body=b"vanished")))
+    wanted.append(cluster.lose(W1))
+    wanted.append(cluster.join(W2, 1))
+    wanted.append(cluster.report(W2, started(task), finished(task)))
+    assert [list(each).count(Requeue(task)) for each in wanted] == [0, 0, 1, 1, 1, 0, 0]
+    assert task.attempt == 4
 
 
 # ---- retries
@@ -623,7 +721,7 @@ def test_a_task_that_failed_is_tried_again_as_often_as_the_user_said(cluster: Cl
     for attempt in (1, 2):
         assert task.attempt == attempt
         cluster.begin(W1, task)
-        assert cluster.report(W1, finished(task, end)) == [Start(W1, L1, task)]
+        assert cluster.report(W1, finished(task, end)) == [Requeue(task), Start(W1, L1, task)]
     last = finished(task, end)
     assert cluster.report(W1, last) == [Resolve(task, last)]
     assert task.attempt == 3
@@ -632,8 +730,25 @@ def test_a_task_that_failed_is_tried_again_as_often_as_the_user_said(cluster: Cl
 def test_a_program_that_ended_with_a_status_is_tried_again_unless_that_is_zero(cluster: Cluster) -> None:
     (task,) = cluster.start(1, slots=1, retries=3)
     for status in (1, -11):
-        assert cluster.report(W1, finished(task, COMPLETED, returncode=status)) == [Start(W1, L1, task)]
+        end = finished(task, COMPLETED, returncode=status)
+        assert cluster.report(W1, end) == [Requeue(task), Start(W1, L1, task)]
     last = finished(task, COMPLETED, returncode=0)
+    assert cluster.report(W1, last) == [Resolve(task, last)]
+
+
+@pytest.mark.parametrize("status", [0, 1, -11])
+def test_a_program_whose_status_is_not_checked_is_not_tried_again_for_it(cluster: Cluster, status: int) -> None:
+    (task,) = cluster.start(1, slots=1, retries=3, checked=False)
+    last = finished(task, COMPLETED, returncode=status)
+    assert cluster.report(W1, last) == [Resolve(task, last)]
+    assert task.retries == 3
+
+
+@pytest.mark.parametrize("end", [TIMED_OUT, NOT_STARTED, EXITED, ERROR])
+def test_a_program_whose_status_is_not_checked_is_tried_again_for_all_else(cluster: Cluster, end: str) -> None:
+    (task,) = cluster.start(1, slots=1, retries=1, checked=False)
+    assert cluster.report(W1, finished(task, end, returncode=2)) == [Requeue(task), Start(W1, L1, task)]
+    last = finished(task, end, returncode=2)
     assert cluster.report(W1, last) == [Resolve(task, last)]
 
 
@@ -652,16 +767,16 @@ def test_a_failure_without_retries_is_the_outcome(cluster: Cluster) -> None:
 
 def test_a_task_that_is_tried_again_goes_before_those_that_wait(cluster: Cluster) -> None:
     tasks = cluster.start(4, slots=1, retries=1)
-    assert cluster.report(W1, finished(tasks[0], ERROR)) == [Start(W1, L1, tasks[0])]
+    assert cluster.report(W1, finished(tasks[0], ERROR)) == [Requeue(tasks[0]), Start(W1, L1, tasks[0])]
     assert tasks[2].state is TaskState.READY
 
 
 def test_retries_and_losses_are_counted_apart(cluster: Cluster) -> None:
     (task,) = cluster.start(1, slots=1, retries=1, crash_limit=1)
     cluster.begin(W1, task)
-    assert cluster.report(W1, finished(task, ERROR)) == [Start(W1, L1, task)]
+    assert cluster.report(W1, finished(task, ERROR)) == [Requeue(task), Start(W1, L1, task)]
     cluster.begin(W1, task)
-    assert cluster.lose(W1) == []
+    assert cluster.lose(W1) == [Requeue(task)]
     assert (task.retries, task.losses, task.state) == (0, 1, TaskState.READY)
 
 
@@ -756,7 +871,7 @@ def test_a_task_that_started_before_its_agent_was_lost_is_not_cancelled(cluster:
     (task,) = cluster.start(1, slots=1)
     assert cluster.cancel(task) == [RecallTask(W1, task)]
     cluster.begin(W1, task)
-    assert cluster.lose(W1) == [Answer(task, False)]
+    assert cluster.lose(W1) == [Answer(task, False), Requeue(task)]
     assert cluster.join(W2, 1) == [OpenLane(W2, L2, 0, 1), Start(W2, L2, task)]
 
 

@@ -6,6 +6,8 @@ must be true of it. After each step:
 - the scheduler's own invariants hold, and no worker has given more places than it has;
 - a task is on one worker at a time, in an attempt that is one more than the last;
 - it is resolved or cancelled once, and nothing of it starts after that;
+- between two attempts it goes back to its queue once;
+- what the end of an attempt brings goes to one taker: it is the outcome, or discarded;
 - no task waits while there is a place for it.
 
 In the end, when all agents answer, every task has ended and every cancel was answered.
@@ -102,6 +104,7 @@ class Cluster(RuleBasedStateMachine):
         self.tasks: dict[int, Task] = {}
         self.ended: Counter[int] = Counter()
         self.attempts: Counter[int] = Counter()
+        self.requeued: Counter[int] = Counter()
         self.asking: set[int] = set()
         self.killed: set[int] = set()
         self.refused: set[int] = set()
@@ -112,10 +115,11 @@ class Cluster(RuleBasedStateMachine):
         environments=st.lists(st.integers(0, ENVIRONMENTS - 1), min_size=1, max_size=6),
         retries=st.integers(0, 1),
         crash_limit=st.integers(0, 2),
+        checked=st.booleans(),
     )
-    def submit(self, environments: list[int], retries: int, crash_limit: int) -> None:
+    def submit(self, environments: list[int], retries: int, crash_limit: int, checked: bool) -> None:
         first = len(self.tasks) + 1
-        new = [Task(first + n, each, None, retries, crash_limit) for n, each in enumerate(environments)]
+        new = [Task(first + n, each, None, retries, crash_limit, checked) for n, each in enumerate(environments)]
         self.tasks.update((task.id, task) for task in new)
         self.perform(self.scheduler.submit(new))
 
@@ -167,11 +171,22 @@ class Cluster(RuleBasedStateMachine):
         self.say(worker, protocol.Started(held.task, held.attempt, 1, 1.0))
 
     @precondition(lambda self: self.held())
-    @rule(which=WHICH, end=st.sampled_from(ENDS), seconds=st.sampled_from([1e-4, 0.004, 1.0]))
-    def finish(self, which: int, end: str, seconds: float) -> None:
+    @rule(
+        which=WHICH,
+        end=st.sampled_from(ENDS),
+        seconds=st.sampled_from([1e-4, 0.004, 1.0]),
+        body=st.sampled_from([b"", b"body"]),
+        status=st.sampled_from([0, 1]),
+    )
+    def finish(self, which: int, end: str, seconds: float, body: bytes, status: int) -> None:
         worker, held = pick(self.held(), which)
         self.agents[worker].drop(held.task)
-        self.say(worker, protocol.Finished(held.task, held.attempt, end, started=1.0, ended=1.0 + seconds))
+        report = protocol.Finished(held.task, held.attempt, end, body, status, started=1.0, ended=1.0 + seconds)
+        wanted = self.say(worker, report)
+        takers = [each for each in wanted if isinstance(each, effects.Resolve) and each.outcome is report]
+        discards = [each for each in wanted if isinstance(each, effects.Discard) and each.report is report]
+        assert len(takers) + len(discards) <= 1, "what is discarded has a taker"
+        assert takers or discards or not body, "nobody takes the body and nobody discards it"
 
     @precondition(lambda self: self.held())
     @rule(which=WHICH)
@@ -216,13 +231,16 @@ class Cluster(RuleBasedStateMachine):
         other = pick(self.agents, liar)
         if other != worker and not isinstance(report, protocol.Unprepared):
             if not any(held.task == report.task for held in self.agents[other].held()):
-                assert self.scheduler.receive(other, [report]) == []
+                brings = isinstance(report, protocol.Finished) and report.body
+                assert self.scheduler.receive(other, [report]) == ([effects.Discard(report)] if brings else [])
 
     # --- what the scheduler wants -------------------------------------------------------------------------------------
 
-    def say(self, worker: WorkerId, report: protocol.Report) -> None:
+    def say(self, worker: WorkerId, report: protocol.Report) -> list[effects.Effect]:
         self.said.append((worker, report))
-        self.perform(self.scheduler.receive(worker, [report]))
+        wanted = self.scheduler.receive(worker, [report])
+        self.perform(wanted)
+        return wanted
 
     def perform(self, wanted: list[effects.Effect]) -> None:
         for effect in wanted:
@@ -254,6 +272,7 @@ class Cluster(RuleBasedStateMachine):
         assert all(held.task != task.id for _, held in self.held()), f"task {task.id} is on two workers"
         self.attempts[task.id] += 1
         assert task.attempt == self.attempts[task.id]
+        assert self.requeued[task.id] == task.attempt - 1, "a Requeue for each attempt but the first"
         lane = self.agents[effect.worker].lanes[effect.lane]
         assert lane.environment == task.environment
         lane.held[task.id] = Held(task.id, task.attempt)
@@ -269,6 +288,22 @@ class Cluster(RuleBasedStateMachine):
 
     def on_Resolve(self, effect: effects.Resolve) -> None:
         self.end(effect.task)
+
+    def on_Requeue(self, effect: effects.Requeue) -> None:
+        task = effect.task
+        assert task.state in (TaskState.READY, TaskState.SENT), f"task {task.id} waits again and is {task.state}"
+        assert not self.ended[task.id], f"task {task.id} has ended and waits again"
+        assert task.id not in self.killed, f"task {task.id} was to be killed and waits again"
+        assert all(held.task != task.id for _, held in self.held()), f"task {task.id} waits and is on an agent"
+        self.requeued[task.id] += 1
+        assert self.requeued[task.id] == self.attempts[task.id], "one Requeue for each attempt that came to nothing"
+
+    def on_Discard(self, effect: effects.Discard) -> None:
+        report = effect.report
+        assert isinstance(report, protocol.Finished)
+        assert report.body
+        attempt = (report.task, report.attempt)
+        assert all((held.task, held.attempt) != attempt for _, held in self.held()), "the attempt goes on"
 
     def on_Answer(self, effect: effects.Answer) -> None:
         if effect.cancelled:
@@ -315,7 +350,7 @@ class Cluster(RuleBasedStateMachine):
             while self.recalls():
                 self.answer_recall(0)
             while self.held():
-                self.finish(0, protocol.VALUE, 1.0)
+                self.finish(0, protocol.VALUE, 1.0, b"value", 0)
         self.the_scheduler_agrees_with_itself()
         assert [task_id for task_id in self.tasks if not self.ended[task_id]] == []
         assert self.asking == set()
