@@ -290,6 +290,12 @@ def unread(fd: int) -> bool:
     return _waiting != _NOTHING_WAITS
 
 
+def count_unread(fd: int) -> int:
+    """How many bytes that were written to the pipe ``fd`` wait to be read. Raises OSError if it is no pipe."""
+    fcntl.ioctl(fd, termios.FIONREAD, _waiting)
+    return int.from_bytes(_waiting, sys.byteorder)
+
+
 def enter(cwd: str | None, env: dict[str, str | None]) -> None:
     """Go to the task's directory, made if missing, and set its variables; None as a value unsets one."""
     if cwd is not None:
