@@ -119,7 +119,8 @@ def install(version: str, python: str) -> str:
         say(f"{version}  install  as before")
         return venv_python
     run_step(version, "venv", [python, "-m", "venv", "--clear", str(folder)])
-    command = [venv_python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-e", ".[test]"]
+    extras = "test,integration" if version == VERSIONS[0] else "test"
+    command = [venv_python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-e", f".[{extras}]"]
     run_step(version, "install", command, tries=2)  # networks fail
     stamp.write_text(content)
     return venv_python
