@@ -5,6 +5,7 @@ import fnmatch
 import signal
 import sys
 from collections.abc import Iterable, Sequence
+from compileall import compile_dir
 from pathlib import Path
 
 from benchmarks.figures import ALL_FIGURES, FIGURES, MILLION, Figure
@@ -16,6 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Fails if a measurement failed, not if a goal was missed: goals are read by people."""
     options = parse_options(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the turn's processes are ended
+    compile_dir(Path(__file__).parent, quiet=2)  # as installed packages are, also where PYTHONDONTWRITEBYTECODE is set
     before = look_at_machine()
     turns = collect(take_turns(options.only or chosen(options.million), options.rounds, options.quick))
     rows, after = compare(turns), look_at_machine()
