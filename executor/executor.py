@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 import cloudpickle
 
+from executor.agents import Invitation, WorkerInfo
 from executor.core.model import Task
 from executor.errors import OptionValueError, SerializationError
 from executor.future import TaskFuture
@@ -131,6 +132,8 @@ class HPCExecutor(_Tasks):
         number.
     :param preload: names of modules that the template imports, so that tasks find them there.
     :param kill_grace: seconds between a signal to a task (time limit, kill) and SIGKILL.
+    :param agents: how many agents are started on this machine; they share ``max_workers`` evenly. 0: none, all
+        are invited.
     :raises TypeError, ValueError: for arguments that make no sense.
 
     After ``concurrent.futures.ProcessPoolExecutor``; ``options``, :class:`TaskFuture` and programs are added.
@@ -146,6 +149,7 @@ class HPCExecutor(_Tasks):
         max_tasks_per_child: int | None = 1,
         preload: Sequence[str] = (),
         kill_grace: float = 2.0,
+        agents: int = 1,
     ) -> None:
         self._max_workers = _check_workers(max_workers)
         self._start_method = _check_context(mp_context)
@@ -153,6 +157,7 @@ class HPCExecutor(_Tasks):
         self._max_tasks = _check_max_tasks(max_tasks_per_child)
         self._preload = _check_preload(preload)
         self._kill_grace = parse_duration(kill_grace)
+        self._agents = _check_agents(agents, self._max_workers)
         self._options = TaskOptions()
         self._settings = _settings(self._options, self._kill_grace)
         self._lock = threading.Lock()
@@ -183,6 +188,29 @@ class HPCExecutor(_Tasks):
         Raises OptionTypeError or OptionValueError (a TypeError, a ValueError) that name the option.
         """
         return BoundExecutor(self, make_options(self._options, **options))
+
+    # --- agents -------------------------------------------------------------------------------------------------------
+
+    def invite(
+        self, n: int = 1, *, expires: float | str = "10m", host: str | None = None, port: int | None = None
+    ) -> Invitation:
+        """Let ``n`` more agents join, from this machine or another one: ``python -m worker_agent FILE``.
+
+        From the first invitation on this executor listens, always with CurveZMQ and a key for each invitation.
+
+        :param expires: a duration within which they must say hello.
+        :param host: the address to listen on; None: that of this machine on the way to others. "*" for all.
+        :param port: None: any that is free.
+        :return: the private file (an ``os.PathLike``) for ``python -m worker_agent``. Who has it may run code as you.
+        :raises OSError: the address or port cannot be had.
+        """
+        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+            raise ValueError(f"n={n!r}: expected a number of agents, 1 or more")
+        return self._open_hub().invite(n, parse_duration(expires), host, port)
+
+    def workers(self) -> list[WorkerInfo]:
+        """The agents that have joined until now."""
+        return self._hub.workers() if self._hub is not None else []
 
     # --- submitting ---------------------------------------------------------------------------------------------------
 
@@ -241,7 +269,7 @@ class HPCExecutor(_Tasks):
             return self._hub
 
     def _start_hub(self) -> Hub:
-        hub = Hub(self._max_workers, self._kill_grace)
+        hub = Hub(_divide(self._max_workers, self._agents), self._kill_grace)
         hub.start()
         _hubs.add(hub)
         weakref.finalize(self, _close_unless_forked, os.getpid(), hub).atexit = False
@@ -384,6 +412,19 @@ def _check_initializer(initializer: Callable[..., object] | None, initargs: tupl
         return cloudpickle.dumps((initializer, tuple(initargs)), protocol=5)  # type: ignore[no-any-return]
     except Exception as error:
         raise SerializationError(f"the initializer or its initargs cannot be pickled: {error}") from error
+
+
+def _check_agents(agents: Any, max_workers: int) -> int:
+    if isinstance(agents, bool) or not isinstance(agents, int):
+        raise TypeError(f"agents={agents!r}: expected a number of agents on this machine, such as 2")
+    if not 0 <= agents <= max_workers:
+        raise ValueError(f"agents={agents}: expected 0 to max_workers={max_workers}; each runs one task at least")
+    return agents
+
+
+def _divide(workers: int, agents: int) -> list[int]:
+    """How many tasks each agent runs at a time."""
+    return [workers // agents + (number < workers % agents) for number in range(agents)]
 
 
 def _check_max_tasks(max_tasks: int | None) -> int | None:

@@ -17,13 +17,11 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import zmq
-
 from executor import local
+from executor.agents import STOP_PATIENCE, Agents, Gone, Invitation, Joined, Reported, Worker, WorkerInfo
 from executor.core import effects
 from executor.core.model import Task, WorkerId
 from executor.core.scheduler import Scheduler
@@ -37,35 +35,17 @@ log = logging.getLogger("executor")
 
 #: Agents that may end before they have said hello, one after the other, until the executor gives up.
 LAUNCHES_ALLOWED = 3
-#: Seconds that an agent may take from its start to its hello.
-LAUNCH_PATIENCE = 60.0
-#: Seconds that an agent may take to leave when all is done, beyond the grace of its tasks.
-STOP_PATIENCE = 5.0
 #: Seconds for which new tasks do not wake the hub after it took some that must wait in any case.
 DOZE = 0.001
 #: Functions that are kept although no task needs them.
 FUNCTIONS_KEPT = 1000
 
 
-@dataclass(slots=True, eq=False)
-class Worker:
-    """The wire's record of an agent: what it knows, and what goes to it with the next frame."""
-
-    id: WorkerId
-    launch: local.Launch
-    started: float
-    identity: bytes = b""
-    epoch: int = 0
-    host: str = ""
-    functions: set[int] = field(default_factory=set)
-    environments: set[int] = field(default_factory=set)
-    outbox: list[protocol.Order] = field(default_factory=list)
-
-
 class Hub:
     """Everything behind an executor. Public methods may be called from any thread."""
 
-    def __init__(self, slots: int, kill_grace: float) -> None:
+    def __init__(self, slots: Sequence[int], kill_grace: float) -> None:
+        """``slots``: for each agent to be started here, how many tasks it runs at a time."""
         self.session = secrets.token_hex(16)
         self.directories = local.SessionDirectories()
         self.payloads = Payloads(self.directories.stores)
@@ -86,9 +66,6 @@ class Hub:
         self._closing = False
         self._ended = threading.Event()
         self._gone = threading.Event()
-        self._workers: dict[WorkerId, Worker] = {}
-        self._by_identity: dict[bytes, Worker] = {}
-        self._numbers = iter(range(1, 2**62)).__next__
         #: for the delivery threads, with the end of this step
         self._news: list[tuple[Request, Any]] = []
         #: tasks that were taken from the inbox and not yet given to the core
@@ -96,11 +73,10 @@ class Hub:
         #: somebody presses Ctrl-C again: no patience with agents
         self._hurry = False
         self._cancelled: list[tuple[WorkerId, Task]] = []
-        self._by_pidfd: dict[int, Worker] = {}
-        self._ended_agents: list[Worker] = []
         self._failed_launches = 0
         self._answers: dict[int, list[queue.SimpleQueue[bool]]] = {}
         self._epoll = select.epoll()
+        self._agents = Agents(self.session, self.directories, self._epoll)
         self._thread = threading.Thread(target=self._run, name="hpc-executor-hub", daemon=True)
 
     # --- any thread ---------------------------------------------------------------------------------------------------
@@ -181,7 +157,36 @@ class Hub:
 
     def worker_pids(self) -> list[int]:
         """The processes of the agents' supervisors."""
-        return [worker.launch.process.pid for worker in list(self._workers.values())]
+        return [worker.launch.process.pid for worker in self._agents if worker.launch is not None]
+
+    def invite(self, count: int, seconds: float, host: str | None, port: int | None) -> Invitation:
+        """Let agents join over the network. Waits for the hub; raises what it raises."""
+        answer: queue.SimpleQueue[Invitation | Exception] = queue.SimpleQueue()
+
+        def invite() -> None:
+            try:
+                answer.put(self._agents.invite(count, seconds, host, port))
+            except Exception as error:
+                answer.put(error)
+
+        self._post(invite)
+        while not self._ended.is_set():
+            try:
+                given = answer.get(timeout=1.0)
+            except queue.Empty:
+                continue  # the hub is busy, or has ended without an answer
+            if isinstance(given, Exception):
+                raise given
+            return given
+        raise RuntimeError("the executor has ended")
+
+    def workers(self) -> list[WorkerInfo]:
+        """The agents that have joined."""
+        return [
+            WorkerInfo(worker.member.hello.host, worker.member.hello.pid, worker.slots, worker.launch is not None)
+            for worker in self._agents
+            if worker.member is not None
+        ]
 
     # --- the thread ---------------------------------------------------------------------------------------------------
 
@@ -194,22 +199,14 @@ class Hub:
         except BaseException as error:
             log.critical("the hub failed", exc_info=True)
             self._fail(AgentFailed(f"the executor's hub failed: {type(error).__name__}: {error}"), error)
-            self._kill_agents()
+            self._agents.kill()
         finally:
             self._close()
             self._gone.set()
 
     def _open(self) -> None:
-        self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.ROUTER)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        self._socket.setsockopt(zmq.SNDHWM, 0)
-        self._socket.setsockopt(zmq.RCVHWM, 0)
-        self._socket.bind(f"ipc://{self.directories.endpoint_path}")
-        self._epoll.register(int(self._socket.getsockopt(zmq.FD)), select.EPOLLIN)
+        self._agents.open(self._slots)
         self._epoll.register(self._wake_fd, select.EPOLLIN)
-        self._launch()
 
     def _finished(self) -> bool:
         return self._closing and not self._inbox and not self._core.tasks
@@ -218,30 +215,28 @@ class Hub:
         self._wait(self.delivery.look_after())
         self._take_inbox()
         self._receive()
-        self._look_after_agents()
-        self._flush()
+        self._agents.flush(time.monotonic())
         self._hand_over_news()
 
     def _wait(self, patience: float | None) -> None:
         dozing = self._took_tasks and self._core.has_backlog
         self._took_tasks = False
         self._sleeping = not dozing
-        if self._finished() or self._has_mail() or (self._inbox and not dozing):
+        if self._finished() or self._agents.has_mail() or (self._inbox and not dozing):
             patience = 0.0
         elif dozing:
             patience = min(patience or DOZE, DOZE)
-        elif any(not worker.identity for worker in self._workers.values()):
-            patience = min(patience or LAUNCH_PATIENCE, 1.0)
+        else:
+            due = self._agents.due()
+            if due is not None:
+                patience = max(0.0, min(due - time.monotonic(), patience or due))
         ready = self._epoll.poll(patience)
         self._sleeping = False
         for fd, _ in ready:
             if fd == self._wake_fd:
                 os.eventfd_read(fd)
-            elif fd in self._by_pidfd:
-                self._ended_agents.append(self._by_pidfd[fd])
-
-    def _has_mail(self) -> bool:
-        return bool(int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
+            else:
+                self._agents.on_ready(fd)
 
     def _take_inbox(self) -> None:
         tasks = self._batch
@@ -269,34 +264,14 @@ class Hub:
     # --- the wire -----------------------------------------------------------------------------------------------------
 
     def _receive(self) -> None:
-        while self._has_mail():
-            identity, data = self._socket.recv(), self._socket.recv()
-            try:
-                frame = protocol.decode_reports(data)
-            except protocol.ProtocolError as error:
-                log.warning("a frame was dropped: %s", error)
-                continue
-            worker = self._by_identity.get(identity)
-            if frame.session != self.session:
-                log.warning("a frame of another session was dropped")
-            elif worker is None:
-                self._greet(identity, frame)
-            elif frame.epoch == worker.epoch or frame.epoch == 0:
-                self._take_reports(worker, frame.messages)
-
-    def _greet(self, identity: bytes, frame: protocol.Reports) -> None:
-        for hello in frame.messages:
-            if not isinstance(hello, protocol.Hello):
-                continue
-            worker = next((each for each in self._workers.values() if each.launch.id == hello.launch), None)
-            if worker is None or worker.identity:
-                log.warning("an agent of an unknown launch was refused")
-                continue
-            self._failed_launches = 0
-            worker.identity, worker.host, worker.epoch = identity, hello.host, self._numbers()
-            self._by_identity[identity] = worker
-            worker.outbox.append(protocol.Welcome(worker.epoch))
-            self._perform(self._core.joined(worker.id, hello.slots))
+        for event in self._agents.receive(time.monotonic()):
+            if isinstance(event, Reported):
+                self._take_reports(event.worker, event.reports)
+            elif isinstance(event, Joined):
+                self._failed_launches = 0
+                self._perform(self._core.joined(event.worker.id, event.worker.slots))
+            else:
+                self._on_agent_end(event)
 
     def _take_reports(self, worker: Worker, reports: list[protocol.Report]) -> None:
         for report in reports:
@@ -309,17 +284,6 @@ class Hub:
     def _note_unprepared(self, report: protocol.Unprepared) -> None:
         if report.initializer:
             self.broken = InitializerFailed(f"{report.text}; the executor takes no more tasks")
-
-    def _flush(self) -> None:
-        for worker in self._workers.values():
-            if worker.outbox and worker.identity:
-                frame = protocol.Orders(protocol.PROTOCOL, self.session, worker.epoch, worker.outbox)
-                try:
-                    self._socket.send(worker.identity, zmq.SNDMORE)
-                    self._socket.send(protocol.encode(frame))
-                except zmq.ZMQError as error:
-                    log.info("agent %s cannot be reached: %s", worker.id, error)
-                worker.outbox = []
 
     def _hand_over_news(self) -> None:
         if self._news:
@@ -344,7 +308,7 @@ class Hub:
         return wanted
 
     def _on_start(self, effect: effects.Start) -> None:
-        worker, task = self._workers[effect.worker], effect.task
+        worker, task = self._agents[effect.worker], effect.task
         request: Request = task.body
         if not request.future.claim(task.attempt, worker.host):
             self._cancelled.append((effect.worker, task))
@@ -352,30 +316,30 @@ class Hub:
         function = request.function
         if function is not None and function.id not in worker.functions:
             worker.functions.add(function.id)
-            worker.outbox.append(protocol.Define(function.id, function.body))
-        worker.outbox.append(
+            worker.send(protocol.Define(function.id, function.body))
+        worker.send(
             protocol.Run(effect.lane, task.id, task.attempt, request.order_body(), request.settings)
         )
 
     def _on_open(self, effect: effects.OpenLane) -> None:
-        worker = self._workers[effect.worker]
+        worker = self._agents[effect.worker]
         if effect.environment not in worker.environments:
             worker.environments.add(effect.environment)
-            worker.outbox.append(self.environments[effect.environment])
-        worker.outbox.append(protocol.Open(effect.lane, effect.environment, effect.width))
+            worker.send(self.environments[effect.environment])
+        worker.send(protocol.Open(effect.lane, effect.environment, effect.width))
 
     def _on_resize(self, effect: effects.ResizeLane) -> None:
-        self._workers[effect.worker].outbox.append(protocol.Resize(effect.lane, effect.width))
+        self._agents[effect.worker].send(protocol.Resize(effect.lane, effect.width))
 
     def _on_close(self, effect: effects.CloseLane) -> None:
-        self._workers[effect.worker].outbox.append(protocol.Close(effect.lane))
+        self._agents[effect.worker].send(protocol.Close(effect.lane))
 
     def _on_recall(self, effect: effects.RecallTask) -> None:
-        self._workers[effect.worker].outbox.append(protocol.Recall(effect.task.id, effect.task.attempt))
+        self._agents[effect.worker].send(protocol.Recall(effect.task.id, effect.task.attempt))
 
     def _on_kill(self, effect: effects.KillTask) -> None:
         order = protocol.Kill(effect.task.id, effect.task.attempt, effect.signal, effect.grace)
-        self._workers[effect.worker].outbox.append(order)
+        self._agents[effect.worker].send(order)
 
     def _on_tell(self, effect: effects.Tell) -> None:
         effect.task.body.told = True
@@ -432,11 +396,11 @@ class Hub:
                 self._forget_functions(self.functions.drop_idle(FUNCTIONS_KEPT))
 
     def _forget_functions(self, numbers: list[int]) -> None:
-        for worker in self._workers.values():
+        for worker in self._agents:
             known = [number for number in numbers if number in worker.functions]
             if known:
                 worker.functions.difference_update(known)
-                worker.outbox.append(protocol.Forget(known))
+                worker.send(protocol.Forget(known))
 
     # --- wishes -------------------------------------------------------------------------------------------------------
 
@@ -456,8 +420,8 @@ class Hub:
 
     def _terminate(self, number: int, grace: float) -> None:
         self.broken = self.broken or ExecutorTerminated("terminate_workers() or kill_workers() has ended the executor")
-        for worker in self._workers.values():
-            worker.outbox.append(protocol.Stop(number, grace))
+        for worker in self._agents:
+            worker.send(protocol.Stop(number, grace))
         self._closing = True
         for task in list(self._core.tasks.values()):
             text = f"terminate_workers() or kill_workers() has ended {task.body.future!r}"
@@ -466,45 +430,20 @@ class Hub:
 
     # --- agents -------------------------------------------------------------------------------------------------------
 
-    def _launch(self) -> None:
-        launch = local.launch(self.session, self.directories, self._slots)
-        worker = Worker(WorkerId(self._numbers()), launch, time.monotonic())
-        self._workers[worker.id] = worker
-        self._by_pidfd[launch.pidfd] = worker
-        self._epoll.register(launch.pidfd, select.EPOLLIN)
-
-    def _look_after_agents(self) -> None:
-        while self._ended_agents:
-            self._on_agent_end(self._ended_agents.pop())
-        for worker in self._workers.values():
-            if not worker.identity and time.monotonic() - worker.started > LAUNCH_PATIENCE:
-                worker.launch.kill()
-
-    def _on_agent_end(self, worker: Worker) -> None:
-        """Its supervisor has ended, so nothing of it runs any more."""
-        self._receive()  # what it still said
-        self._forget_agent(worker)
-        worker.launch.wait(STOP_PATIENCE)
-        status = worker.launch.process.returncode
-        where = f"{worker.host or 'this machine'} (process {worker.launch.process.pid})"
-        reason = f"the agent on {where} ended with status {status}"
-        text = worker.launch.log_tail()
-        if not worker.identity:
+    def _on_agent_end(self, gone: Gone) -> None:
+        if gone.worker.launch is None:
+            log.log(logging.DEBUG if self._finished() else logging.WARNING, "%s", gone.reason)
+            self._perform(self._core.lost(gone.worker.id, gone.reason))
+            return
+        if gone.worker.member is None:
             self._failed_launches += 1
         if self._failed_launches >= LAUNCHES_ALLOWED:
-            self._fail(AgentFailed(f"no agent could be started: {reason}. Its log:\n{text}"), None)
+            self._fail(AgentFailed(f"no agent could be started: {gone.reason}. Its log:\n{gone.log}"), None)
             return
         if not self._closing or self._core.tasks:
-            log.warning("%s; another one is started. Its log: %s", reason, text or "(empty)")
-            self._launch()
-        self._perform(self._core.lost(worker.id, reason))
-
-    def _forget_agent(self, worker: Worker) -> None:
-        del self._workers[worker.id]
-        self._by_identity.pop(worker.identity, None)
-        self._epoll.unregister(worker.launch.pidfd)
-        del self._by_pidfd[worker.launch.pidfd]
-        worker.launch.close()
+            log.warning("%s; another one is started. Its log: %s", gone.reason, gone.log or "(empty)")
+            self._agents.launch(gone.worker.slots)
+        self._perform(self._core.lost(gone.worker.id, gone.reason))
 
     # --- ends ---------------------------------------------------------------------------------------------------------
 
@@ -531,25 +470,20 @@ class Hub:
         self._inbox.clear()
 
     def _stop_agents(self) -> None:
-        for worker in self._workers.values():
-            worker.outbox.append(protocol.Stop(signal.SIGTERM, self._kill_grace))
-        self._flush()
+        waited_for = [worker for worker in self._agents if worker.member is not None]
+        for worker in waited_for:
+            worker.send(protocol.Stop(signal.SIGTERM, self._kill_grace))
         deadline = time.monotonic() + self._kill_grace + STOP_PATIENCE
-        waited_for = [worker for worker in self._workers.values() if worker.identity]
-        while waited_for and not self._hurry and time.monotonic() < deadline:
-            if any(fd == self._wake_fd for fd, _ in self._epoll.poll(min(3600.0, deadline - time.monotonic()))):
+        while waited_for and not self._hurry and (left := deadline - time.monotonic()) > 0:
+            self._agents.flush(time.monotonic())
+            due = self._agents.due()
+            patience = min(left, 3600.0) if due is None else min(left, max(0.0, due - time.monotonic()))
+            if any(fd == self._wake_fd for fd, _ in self._epoll.poll(patience)):
                 os.eventfd_read(self._wake_fd)
-            waited_for = [worker for worker in waited_for if not worker.launch.wait(0)]
             self._receive()  # last words
-        self._kill_agents()
-
-    def _kill_agents(self) -> None:
-        for worker in list(self._workers.values()):
-            if not worker.launch.wait(0):
-                worker.launch.kill()
-                worker.launch.wait(STOP_PATIENCE)
-            worker.launch.close()
-        self._workers.clear()
+            joined = set(self._agents)
+            waited_for = [each for each in waited_for if each in joined and not (each.launch and each.launch.wait(0))]
+        self._agents.kill()
 
     def _close(self) -> None:
         self._closing = True
@@ -558,8 +492,7 @@ class Hub:
         self._ended.set()
         self._hand_over_news()
         self.delivery.close()
-        self._socket.close()
-        self._context.term()
+        self._agents.close()
         self._give_back()
 
     def _give_back(self) -> None:

@@ -17,6 +17,9 @@ _SCRIPT = os.path.abspath(interpreter.__file__)
 #: The longest path that a unix socket can have.
 _SOCKET_PATH_LIMIT = 107
 _LOG_TAIL = 4000
+_PREFIX = "hpc-executor-"
+#: The file that tells whose session a directory is of.
+_OWNER = "owner"
 _MEMORY = "/dev/shm"  # noqa: S108  nothing is made there but by mkdtemp
 
 
@@ -32,8 +35,13 @@ class SessionDirectories:
         if not places:
             places = [_MEMORY] if os.access(_MEMORY, os.W_OK | os.X_OK) else []
             places.append(tempfile.gettempdir())
-        self.stores = [tempfile.mkdtemp(prefix="hpc-executor-", dir=place) for place in places]
+        for place in places:
+            _remove_stale(place)
+        self.stores = [tempfile.mkdtemp(prefix=_PREFIX, dir=place) for place in places]
         self.main = self.stores[0]
+        for store in self.stores:
+            with open(os.path.join(store, _OWNER), "x") as file:
+                file.write(" ".join(map(str, _who(os.getpid()))))
         if len(self.endpoint_path) > _SOCKET_PATH_LIMIT:
             self.remove()
             raise OSError(f"the path {self.endpoint_path} is too long for a socket; set TMPDIR to a shorter directory")
@@ -43,10 +51,47 @@ class SessionDirectories:
         """Where the hub's socket is."""
         return os.path.join(self.main, "hub")
 
+    def write_private(self, name: str, data: bytes) -> str:
+        """Write a new file that only we may read; gives its path."""
+        path = os.path.join(self.main, name)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with open(fd, "wb") as file:
+            os.fchmod(fd, 0o600)
+            file.write(data)
+        return path
+
     def remove(self) -> None:
         """Remove them with all that is in them."""
         for directory in self.stores:
             shutil.rmtree(directory, ignore_errors=True)
+
+
+def _remove_stale(place: str) -> None:
+    """Remove what sessions have left whose client was killed, with all that might have removed it."""
+    for name in os.listdir(place):
+        path = os.path.join(place, name)
+        if name.startswith(_PREFIX) and _is_stale(path):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_stale(directory: str) -> bool:
+    """Whether it is ours and its owner has ended; one that we could not see (another node, a container) may live."""
+    try:
+        if os.lstat(directory).st_uid != os.getuid() or os.path.islink(directory):
+            return False
+        with open(os.path.join(directory, _OWNER)) as file:
+            pid, start, *where = file.read().split()
+    except (OSError, ValueError):
+        return False
+    now = _who(int(pid))
+    return where == list(now[2:]) and start != str(now[1])
+
+
+def _who(pid: int) -> tuple[int, int | None, str, str]:
+    """A process, when it began, and where its number means it: since which boot, and in which namespace."""
+    with open("/proc/sys/kernel/random/boot_id") as file:
+        boot = file.read().strip()
+    return pid, processes.start_time(pid), boot, os.readlink("/proc/self/ns/pid")
 
 
 def _outer_stores() -> list[str]:
@@ -92,7 +137,7 @@ class Launch:
 def launch(session: str, directories: SessionDirectories, slots: int) -> Launch:
     """Start an agent with ``slots`` places on this machine. Raises OSError if that cannot be done."""
     connection = protocol.Connection(
-        protocol=protocol.PROTOCOL, endpoint=f"ipc://{directories.endpoint_path}", session=session,
+        protocol=protocol.PROTOCOL, endpoints=[f"ipc://{directories.endpoint_path}"], session=session,
         launch=secrets.token_hex(8), client_pid=os.getpid(), client_start=processes.start_time(os.getpid()) or 0,
         directory=directories.main, stores=directories.stores, slots=slots,
         path=[folder for folder in sys.path if os.path.isabs(folder)],

@@ -73,7 +73,14 @@ def modules(prefix: str) -> list[str]:
 def test_the_core_imports_nothing_that_can_do_io(name: str) -> None:
     assert not PURE & IMPURE
     assert foreign(name) <= PURE
-    assert all(each == "worker_agent.protocol" or each.startswith("executor.core.") for each in ours(name))
+    pure = {"worker_agent.protocol", "worker_agent.link"}
+    assert all(each in pure or each.startswith("executor.core.") for each in ours(name))
+
+
+@pytest.mark.parametrize("name", ["worker_agent.link", "worker_agent.session"])
+def test_what_an_agent_decides_about_the_wire_is_as_pure(name: str) -> None:
+    assert foreign(name) <= PURE
+    assert ours(name) <= {"worker_agent", "worker_agent.link", "worker_agent.protocol"}
 
 
 @pytest.mark.parametrize("name", modules("worker_agent"))
@@ -117,7 +124,9 @@ def test_nothing_below_a_layer_imports_it(level: int) -> None:
         ("executor.executor", {"executor"}),
         ("executor.hub", {"executor.executor"}),
         ("executor.core.scheduler", {"executor.hub"}),
-        ("executor.local", {"executor.hub"}),
+        ("executor.local", {"executor.hub", "executor.agents"}),
+        ("executor.agents", {"executor.executor", "executor.hub"}),
+        ("executor.network", {"executor.agents"}),
         ("executor.delivery", {"executor.hub"}),
     ],
 )
@@ -126,7 +135,8 @@ def test_a_module_with_few_users_keeps_them_few(name: str, importers: set[str]) 
 
 
 def test_the_client_uses_of_the_agent_what_both_sides_share() -> None:
-    shared = {f"worker_agent.{name}" for name in ("output", "processes", "protocol", "runner", "store")}
+    names = ("dialing", "link", "output", "processes", "protocol", "runner", "store")
+    shared = {f"worker_agent.{name}" for name in names}
     used = {each for name in modules("executor") for each in ours(name) if each.startswith("worker_agent")}
     assert used - {"worker_agent", "worker_agent.interpreter"} <= shared
 

@@ -59,6 +59,10 @@ def values(kind: Any) -> st.SearchStrategy[Any]:
     return messages(kind)
 
 
+#: first, ack, misses, and echo or clock
+NUMBERS = (1, 0, False, 0.0)
+
+
 def messages(kind: Any) -> st.SearchStrategy[Any]:
     """Any message of a kind."""
     return st.builds(kind, **{field.name: values(field.type) for field in msgspec.structs.fields(kind)})
@@ -71,7 +75,8 @@ def messages(kind: Any) -> st.SearchStrategy[Any]:
 @SETTINGS
 @given(st.data())
 def test_an_order_arrives_as_it_was_sent(kind: Any, data: st.DataObject) -> None:
-    frame = Orders(PROTOCOL, data.draw(st.text()), data.draw(st.integers(0, 2**63)), [data.draw(messages(kind))])
+    session, epoch = data.draw(st.text()), data.draw(st.integers(0, 2**63))
+    frame = Orders(PROTOCOL, session, epoch, *NUMBERS, [data.draw(messages(kind))])
     assert decode_orders(encode(frame)) == frame
 
 
@@ -79,24 +84,25 @@ def test_an_order_arrives_as_it_was_sent(kind: Any, data: st.DataObject) -> None
 @SETTINGS
 @given(st.data())
 def test_a_report_arrives_as_it_was_sent(kind: Any, data: st.DataObject) -> None:
-    frame = Reports(PROTOCOL, data.draw(st.text()), data.draw(st.integers(0, 2**63)), [data.draw(messages(kind))])
+    session, epoch = data.draw(st.text()), data.draw(st.integers(0, 2**63))
+    frame = Reports(PROTOCOL, session, epoch, *NUMBERS, [data.draw(messages(kind))])
     assert decode_reports(encode(frame)) == frame
 
 
 @SETTINGS
 @given(st.lists(st.one_of([messages(kind) for kind in REPORTS]), max_size=5))
 def test_messages_of_one_frame_keep_their_order(reports: list[Any]) -> None:
-    assert decode_reports(encode(Reports(PROTOCOL, "s", 1, reports))).messages == reports
+    assert decode_reports(encode(Reports(PROTOCOL, "s", 1, *NUMBERS, reports))).messages == reports
 
 
 def test_the_kinds_of_messages_are_told_apart_by_their_tags() -> None:
     tags = [kind.__struct_config__.tag for kind in (*ORDERS, *REPORTS)]
-    assert len(set(tags)) == len(tags) == 19
+    assert len(set(tags)) == len(tags) == 21
 
 
 def test_what_has_a_default_may_be_missing() -> None:
     """A frame of an older agent that does not know the last fields yet."""
-    data = msgspec.msgpack.encode([PROTOCOL, "s", 1, [["finished", 7, 1, "value"]]])
+    data = msgspec.msgpack.encode([PROTOCOL, "s", 1, *NUMBERS, [["finished", 7, 1, "value"]]])
     assert decode_reports(data).messages == [Finished(7, 1, "value")]
 
 
@@ -125,13 +131,13 @@ def test_random_bytes_are_refused(data: bytes) -> None:
 def test_a_frame_with_bytes_changed_is_read_or_refused(data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from((*ORDERS, *REPORTS)))
     frame = Orders if kind in ORDERS else Reports
-    raw = bytearray(encode(frame(PROTOCOL, "session", 1, [data.draw(messages(kind))])))
+    raw = bytearray(encode(frame(PROTOCOL, "session", 1, *NUMBERS, [data.draw(messages(kind))])))
     for _ in range(data.draw(st.integers(1, 4))):
         raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
     refused(bytes(raw))
 
 
-FRAME = encode(Orders(PROTOCOL, "session", 1, [Run(1, 2, 3, protocol.Command(["ls", "-l"], b"text"))]))
+FRAME = encode(Orders(PROTOCOL, "session", 1, *NUMBERS, [Run(1, 2, 3, protocol.Command(["ls", "-l"], b"text"))]))
 
 
 @pytest.mark.parametrize("length", range(len(FRAME)))
@@ -153,10 +159,10 @@ def test_a_frame_with_trailing_bytes_is_refused() -> None:
         pytest.param(b"\x95\x01\xa1s\x00\x90" + b"\x91" * 100_000, id="lists in lists"),
         pytest.param(b"\x94\x01\xa0\x00\xdd\xff\xff\xff\xff", id="a list of four billion messages"),
         pytest.param(b"\x94\x01\xdb\xff\xff\xff\xff", id="a text of four gigabytes"),
-        pytest.param(msgspec.msgpack.encode([PROTOCOL, "s", 1, [["nonsense", 1]]]), id="an unknown message"),
-        pytest.param(msgspec.msgpack.encode([PROTOCOL, "s", 1, [["started", "x", 1, 1, 1.0]]]), id="a wrong type"),
-        pytest.param(msgspec.msgpack.encode([PROTOCOL, "s", 1, [["started", 1]]]), id="fields missing"),
-        pytest.param(msgspec.msgpack.encode([PROTOCOL, "s", 2**70 % 2**64, {"a": 1}]), id="a dictionary"),
+        pytest.param(msgspec.msgpack.encode([PROTOCOL, "s", 1, *NUMBERS, [["nonsense", 1]]]), id="an unknown message"),
+        pytest.param(msgspec.msgpack.encode([PROTOCOL, "s", 1, *NUMBERS, [["started", "x", 1, 1, 1.0]]]), id="type"),
+        pytest.param(msgspec.msgpack.encode([PROTOCOL, "s", 1, *NUMBERS, [["started", 1]]]), id="fields missing"),
+        pytest.param(msgspec.msgpack.encode([PROTOCOL, "s", 2**70 % 2**64, *NUMBERS, {"a": 1}]), id="a dictionary"),
         pytest.param(msgspec.msgpack.encode({"protocol": PROTOCOL}), id="not a list"),
     ],
 )
@@ -167,7 +173,7 @@ def test_what_is_no_frame_is_refused(data: bytes) -> None:
 
 
 def test_reports_are_no_orders() -> None:
-    report = encode(Reports(PROTOCOL, "s", 1, [protocol.Bye("done")]))
+    report = encode(Reports(PROTOCOL, "s", 1, *NUMBERS, [protocol.Bye("done")]))
     with pytest.raises(ProtocolError):
         decode_orders(report)
     with pytest.raises(ProtocolError):
@@ -177,9 +183,16 @@ def test_reports_are_no_orders() -> None:
 @pytest.mark.parametrize("version", [0, PROTOCOL + 1, -1])
 def test_another_version_of_the_protocol_is_refused_and_named(version: int) -> None:
     with pytest.raises(ProtocolError, match=f"speaks protocol {version}, this is protocol {PROTOCOL}"):
-        decode_orders(encode(Orders(version, "s", 1, [])))
+        decode_orders(encode(Orders(version, "s", 1, *NUMBERS, [])))
     with pytest.raises(ProtocolError, match=f"speaks protocol {version}"):
-        decode_reports(encode(Reports(version, "s", 1, [])))
+        decode_reports(encode(Reports(version, "s", 1, *NUMBERS, [])))
+
+
+def test_a_version_with_other_fields_is_named_too() -> None:
+    data = msgspec.msgpack.encode([PROTOCOL + 1, {"what": "nobody knows yet"}])
+    for decode in (decode_orders, decode_reports):
+        with pytest.raises(protocol.OtherProtocol, match=f"speaks protocol {PROTOCOL + 1}"):
+            decode(data)
 
 
 # ---- connection data
@@ -195,7 +208,7 @@ def test_a_connection_arrives_as_it_was_written(connection: Connection) -> None:
 
 
 GOOD = Connection(
-    protocol=PROTOCOL, endpoint="ipc:///x", session="s", launch="l", client_pid=1, client_start=2, directory="/d",
+    protocol=PROTOCOL, endpoints=["ipc:///x"], session="s", launch="l", client_pid=1, client_start=2, directory="/d",
     stores=["/a"], slots=2,
 )  # fmt: skip
 

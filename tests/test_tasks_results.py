@@ -74,7 +74,7 @@ def echo(value: Any) -> Any:
 def payloads(executor: HPCExecutor) -> dict[str, int]:
     """The files of the session that hold arguments and results, and their sizes."""
     files = [path for folder in session_directories(executor) for path in folder.iterdir() if path.is_file()]
-    return {path.name: path.stat().st_size for path in files if path.suffix != ".log"}
+    return {path.name: path.stat().st_size for path in files if path.suffix != ".log" and path.name != "owner"}
 
 
 # ---- programs

@@ -10,7 +10,9 @@ It is a sub-reaper: whatever a task leaves behind becomes its child, is found by
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -21,11 +23,12 @@ from typing import Any
 import msgspec
 import zmq
 
-from worker_agent import processes, protocol, runner, spawning
+from worker_agent import dialing, processes, protocol, runner, spawning
 from worker_agent.attempt import Attempt, State
 from worker_agent.lane import Lane
 from worker_agent.loop import Loop
 from worker_agent.programs import Programs, task_identity
+from worker_agent.session import NOTHING, AgentSession, Incoming
 
 #: Reports of small tasks are gathered for so many seconds while others run, so that a frame holds many.
 GATHER = 0.001
@@ -33,6 +36,8 @@ GATHER = 0.001
 ANNOUNCE = 0.005
 #: Seconds that processes which were killed may take to end, before the next attempt of their task may start.
 STRAY_PATIENCE = 0.2
+#: Seconds that all our processes may take to end when we are fenced: less than the hub waits beyond our lease.
+FENCE_PATIENCE = 5.0
 
 
 class Agent:
@@ -45,21 +50,24 @@ class Agent:
         self._early = early
         self.programs = Programs(self.loop, self._on_program_end)
         self._connection = connection
-        self._epoch = 0
+        self._slots = connection.slots or processes.usable_cpus()
+        self._session = AgentSession(connection.session, self._hello, lambda: secrets.token_hex(8))
+        self._process = secrets.token_hex(8)
         self._lanes: dict[int, Lane] = {}
         #: lanes that are to be closed when their last interpreter has left
         self._closing: set[int] = set()
         self._environments: dict[int, protocol.Prepare] = {}
         self._functions: dict[int, protocol.Payload] = {}
         self._attempts: dict[int, Attempt] = {}
-        self._outbox: list[protocol.Report] = []
+        #: whether something was reported since the last frame
+        self._has_news = False
         self._starting: list[Attempt] = []
         self._flushed = 0.0
         self._flush_due = False
         self._stopping = False
         self._left = False
         self._context = zmq.Context()
-        self._hub = self._context.socket(zmq.DEALER)
+        self._hub: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
         self._handlers: dict[type[Any], Callable[[Any], None]] = {
             protocol.Welcome: self._on_welcome,
             protocol.Prepare: self._on_prepare,
@@ -83,28 +91,48 @@ class Agent:
         self._connect()
         try:
             while not self._left:
-                self.loop.run_once(wait=not self._has_mail())  # sending may have eaten the descriptor's signal
+                # sending may have eaten the descriptor's signal
+                self.loop.run_once(wait=not self._has_mail(), until=self._session.due())
                 self._receive()
+                self._take(self._session.tick(time.monotonic()))
                 self._flush()
         finally:
             self._end_everything()
 
     def _connect(self) -> None:
-        self._hub.setsockopt(zmq.LINGER, 500)
-        self._hub.setsockopt(zmq.SNDHWM, 0)
-        self._hub.setsockopt(zmq.RCVHWM, 0)
-        self._hub.connect(self._connection.endpoint)
+        if self._connection.server_key:
+            self._hub.close()
+            self._hub = self._dial()
+        else:
+            for option, value in ((zmq.LINGER, 500), (zmq.SNDHWM, 0), (zmq.RCVHWM, 0)):
+                self._hub.setsockopt(option, value)
+            self._hub.connect(self._connection.endpoints[0])
         self.loop.watch(int(self._hub.getsockopt(zmq.FD)), lambda: None)
-        hello = protocol.Hello(
-            launch=self._connection.launch, host=socket.gethostname(), pid=os.getpid(),
-            python=sys.version.split()[0], slots=self._connection.slots,
+        self._send_frames(time.monotonic())
+
+    def _dial(self) -> zmq.Socket[bytes]:
+        connection = self._connection
+        try:
+            hub, _ = dialing.dial(
+                self._context, connection.endpoints, connection.server_key.encode(), connection.public_key.encode(),
+                connection.secret_key.encode(),
+            )  # fmt: skip
+        except ConnectionError as error:
+            raise SystemExit(str(error)) from error
+        return hub
+
+    def _hello(self, name: str) -> protocol.Hello:
+        return protocol.Hello(
+            launch=self._connection.launch, process=self._process, name=name, host=socket.gethostname(),
+            pid=os.getpid(), python=sys.version.split()[0], slots=self._slots, cloudpickle=_cloudpickle_version(),
+            shares=all(map(os.path.isdir, self._connection.stores)),
         )  # fmt: skip
-        self.report(hello)
-        self._flush()
 
     def _watch_client(self) -> None:
         """End when the client process ends, however it ends: its pidfd becomes readable."""
         pid = self._connection.client_pid
+        if not pid:
+            return  # it is elsewhere: the lease tells
         pidfd = os.pidfd_open(pid)
         if processes.start_time(pid) != self._connection.client_start:
             raise ProcessLookupError(f"the client (process {pid}) has ended")
@@ -137,7 +165,8 @@ class Agent:
 
     def report(self, report: protocol.Report) -> None:
         """Send to the hub, with the next frame."""
-        self._outbox.append(report)
+        self._session.report(report)
+        self._has_news = True
 
     def _has_mail(self) -> bool:
         return bool(int(self._hub.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
@@ -155,18 +184,48 @@ class Agent:
 
     def _receive(self) -> None:
         while self._has_mail():
-            orders = protocol.decode_orders(self._hub.recv())
-            if orders.session != self._connection.session:
-                continue
-            for order in orders.messages:
-                self._handlers[type(order)](order)
-            self.start_ready()
+            frame = protocol.decode_orders(self._hub.recv())
+            self._take(self._session.receive(frame, time.monotonic()))
+
+    def _take(self, incoming: Incoming) -> None:
+        """Do what the hub wants."""
+        if incoming is NOTHING:
+            return
+        if incoming.refused:
+            raise SystemExit(f"this agent leaves: {incoming.refused}")
+        if incoming.fenced:
+            self._start_over()
+        for order in incoming.orders:
+            self._handlers[type(order)](order)
+        self.start_ready()
+
+    def _start_over(self) -> None:
+        """Our tasks were given to others, or are about to be: nothing of them may go on here."""
+        for attempt in self._attempts.values():
+            attempt.stop_timers()
+        for lane in self._lanes.values():
+            lane.close()
+        self.programs.forget_all()
+        self._end_processes()
+        self._lanes.clear()
+        self._closing.clear()
+        self._attempts.clear()
+        self._starting.clear()
+        self._environments.clear()
+        self._functions.clear()
+
+    def _end_processes(self) -> None:
+        children = self._children.pids()
+        processes.kill_tree(os.getpid(), signal.SIGKILL)
+        processes.wait_for_ends(children, FENCE_PATIENCE)
 
     def _flush(self) -> None:
         """Send what there is to say; while small tasks follow each other, at most once in ``GATHER`` seconds."""
-        if not self._outbox:
-            return
         now = time.monotonic()
+        if not self._has_news:
+            if now >= self._session.due():
+                self._send_frames(now)
+            return
         wait = self._flushed + GATHER - now
         if wait > 0 and self._attempts:
             if not self._flush_due:
@@ -177,16 +236,19 @@ class Agent:
 
     def _flush_now(self) -> None:
         self._flush_due = False
-        if self._outbox:
-            frame = protocol.Reports(protocol.PROTOCOL, self._connection.session, self._epoch, self._outbox)
-            self._hub.send(protocol.encode(frame))
-            self._outbox = []
-            self._flushed = time.monotonic()
+        self._send_frames(time.monotonic())
+
+    def _send_frames(self, now: float) -> None:
+        while (frame := self._session.take(now)) is not None:
+            with contextlib.suppress(zmq.Again):  # there is no connection just now: it is sent again
+                self._hub.send(frame, zmq.NOBLOCK)
+        self._has_news = False
+        self._flushed = now
 
     # --- orders -------------------------------------------------------------------------------------------------------
 
     def _on_welcome(self, order: protocol.Welcome) -> None:
-        self._epoch = order.epoch
+        """We belong to the hub now; orders follow."""
 
     def _on_prepare(self, order: protocol.Prepare) -> None:
         if order.raw:
@@ -279,10 +341,12 @@ class Agent:
 
     def free_slots(self) -> int:
         """How many more tasks may run now."""
-        return self._connection.slots - sum(lane.running for lane in self._lanes.values())
+        return self._slots - sum(lane.running for lane in self._lanes.values())
 
     def start_ready(self) -> None:
         """Let every lane start what it can."""
+        if not self._session.may_start(time.monotonic()):
+            return
         for lane in self._lanes.values():
             if lane.queue:
                 lane.start_ready()
@@ -352,3 +416,10 @@ class Agent:
             if all(mark in variables for mark in marks):
                 return attempt.state is not State.ENDED
         return False
+
+
+def _cloudpickle_version() -> str:
+    try:
+        return importlib.metadata.version("cloudpickle")
+    except importlib.metadata.PackageNotFoundError:
+        return ""

@@ -544,6 +544,7 @@ class Interpreters:
             self._loop.unwatch(template.control.fileno())
             template.close()
         self._close_queues()
+        self._offered.clear()
         for child in self._children.values():
             child.close()
 

@@ -52,20 +52,23 @@ class Loop:
         heapq.heappush(self._timers, (timer.at, next(self._order), timer))
         return timer
 
-    def run_once(self, *, wait: bool = True) -> None:
-        """Wait for the next descriptor or timer (or look whether there is one), and do what is due."""
-        for fd, _ in self._epoll.poll(self._patience() if wait else 0):
+    def run_once(self, *, wait: bool = True, until: float | None = None) -> None:
+        """Wait for the next descriptor or timer (or look whether there is one), and do what is due.
+
+        Not longer than ``until``, by the monotonic clock.
+        """
+        for fd, _ in self._epoll.poll(self._patience(until) if wait else 0):
             action = self._readers.get(fd)
             if action is not None:
                 action()
         self._run_timers()
 
-    def _patience(self) -> float:
+    def _patience(self, until: float | None) -> float:
         while self._timers and self._timers[0][2].action is None:
             heapq.heappop(self._timers)
-        if not self._timers:
-            return _LONGEST_WAIT
-        return min(_LONGEST_WAIT, max(0.0, self._timers[0][0] - time.monotonic()))
+        if until is None or (self._timers and self._timers[0][0] < until):
+            until = self._timers[0][0] if self._timers else None
+        return _LONGEST_WAIT if until is None else min(_LONGEST_WAIT, max(0.0, until - time.monotonic()))
 
     def _run_timers(self) -> None:
         now = time.monotonic()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from worker_agent import protocol
-from worker_agent.attempt import Attempt
+from worker_agent.attempt import Attempt, State
 from worker_agent.loop import Loop
 from worker_agent.pipes import Pipe
 from worker_agent.runner import open_output
@@ -66,6 +66,15 @@ class Programs:
             pipe.finish()
         attempt.finish(protocol.COMPLETED, returncode=returncode, usage=usage)
         self._on_end(attempt)
+
+    def forget_all(self) -> None:
+        """They are being killed, and nobody wants to know how they end."""
+        for attempt, pipes in self._running.values():
+            attempt.state = State.ENDED
+            for pipe in pipes:
+                pipe.finish()
+        self._running.clear()
+        self._variables.clear()
 
     def _encoded(self, environment: protocol.Prepare) -> dict[bytes, bytes]:
         """The variables of an environment as the system takes them: encoded once, not for each program."""

@@ -1,11 +1,13 @@
 """Every message between hub and agent, in both directions: typed, validated, never pickled.
 
 Orders go to the agent, reports go to the hub. A frame holds one :class:`Orders` or :class:`Reports`: the protocol
-version, the session (one executor's life), the epoch (one registration of one agent) and a list of messages, so that
-many small tasks share one frame. Whatever speaks of a task names its attempt: a late answer is recognised by it.
+version, the session (one executor's life), the epoch (one registration of one agent), numbers by which nothing is lost
+or taken twice (see ``link``), and a list of messages, so that many small tasks share one frame. Whatever speaks of a
+task names its attempt: a late answer is recognised by it.
 
     order          meaning                                      report       meaning
     Welcome        you are registered; your epoch               Hello        I am here: who and what I am
+    Fence/Refuse   your epoch is over; you may not join
     Prepare        an environment that lanes will name          Unprepared   this environment cannot be had
     Define/Forget  a function, sent once; no longer needed      Started      the task runs, as this process
     Open/Resize    a lane: run its tasks, `width` at a time     Output       what a task printed
@@ -24,6 +26,8 @@ from collections.abc import Mapping
 from typing import Any, Final, TypeVar
 
 import msgspec
+
+from worker_agent.link import Batch
 
 PROTOCOL: Final = 1
 
@@ -91,9 +95,29 @@ DEFAULT_SETTINGS: Final = Settings()
 
 
 class Welcome(msgspec.Struct, array_like=True, frozen=True, tag="welcome"):
-    """The agent is registered, under this epoch."""
+    """The agent that said hello under this name is registered, under this epoch.
+
+    It says something every ``beat`` seconds. ``lease`` is how long, in seconds, it may be without contact before it
+    ends its tasks; None: as long as its client lives.
+    """
 
     epoch: int
+    name: str
+    beat: float
+    lease: float | None = None
+
+
+class Fence(msgspec.Struct, array_like=True, frozen=True, tag="fence"):
+    """This epoch is over: end all that runs, and say hello anew."""
+
+    epoch: int
+
+
+class Refuse(msgspec.Struct, array_like=True, frozen=True, tag="refuse"):
+    """The agent that said hello under this name may not join; why, in a sentence."""
+
+    name: str
+    text: str
 
 
 class Prepare(msgspec.Struct, array_like=True, frozen=True, tag="prepare", kw_only=True):
@@ -199,19 +223,27 @@ class Stop(msgspec.Struct, array_like=True, frozen=True, tag="stop"):
     grace: float
 
 
-Order = Welcome | Prepare | Define | Forget | Open | Resize | Close | Run | Recall | Kill | Stop
+Order = Welcome | Fence | Refuse | Prepare | Define | Forget | Open | Resize | Close | Run | Recall | Kill | Stop
 
 # --- reports: to the hub ----------------------------------------------------------------------------------------------
 
 
 class Hello(msgspec.Struct, array_like=True, frozen=True, tag="hello", kw_only=True):
-    """Who the agent is: the launch that it belongs to, its host and process, and what it offers."""
+    """Who the agent is: the launch that it belongs to, its host and process, and what it offers.
+
+    ``process`` tells apart all processes of agents, ``name`` all their registrations: both are random and never given
+    twice. ``shares`` says that it sees the files of the session.
+    """
 
     launch: str
+    process: str
+    name: str
     host: str
     pid: int
     python: str
     slots: int
+    cloudpickle: str = ""
+    shares: bool = True
 
 
 class Unprepared(msgspec.Struct, array_like=True, frozen=True, tag="unprepared"):
@@ -310,36 +342,70 @@ Report = Hello | Unprepared | Started | Output | Finished | Recalled | Warn | By
 
 
 class Orders(msgspec.Struct, array_like=True, frozen=True):
-    """A frame to an agent."""
+    """A frame to an agent.
+
+    ``first`` is the number of the first message, 0 if they have none (a welcome, a fence, a refusal). ``ack`` is the
+    last of the agent's messages that was received, ``misses`` says that some after it were lost. ``echo`` is the
+    newest ``clock`` of the agent that has arrived.
+    """
 
     protocol: int
     session: str
     epoch: int
+    first: int
+    ack: int
+    misses: bool
+    echo: float
     messages: list[Order]
 
 
 class Reports(msgspec.Struct, array_like=True, frozen=True):
-    """A frame to the hub."""
+    """A frame to the hub, like :class:`Orders`. ``clock`` is when it was sent, by the agent's clock."""
 
     protocol: int
     session: str
     epoch: int
+    first: int
+    ack: int
+    misses: bool
+    clock: float
     messages: list[Report]
 
 
 class ProtocolError(ValueError):
-    """A frame that is not what its type says: garbled, of another protocol version, or of another session."""
+    """A frame that is not what its type says: garbled, or of another protocol version."""
+
+
+class OtherProtocol(ProtocolError):
+    """The peer speaks another version of this protocol."""
 
 
 _encoder = msgspec.msgpack.Encoder()
 _orders = msgspec.msgpack.Decoder(Orders)
 _reports = msgspec.msgpack.Decoder(Reports)
+_anything = msgspec.msgpack.Decoder()
 Frame = TypeVar("Frame", Orders, Reports)
 
 
 def encode(frame: Orders | Reports) -> bytes:
     """The bytes of a frame."""
     return _encoder.encode(frame)
+
+
+def encode_message(message: object) -> bytes:
+    """The bytes of one message, for a frame that is made later."""
+    return _encoder.encode(message)
+
+
+def make_frame(session: str, epoch: int, batch: Batch, time: float) -> bytes:
+    """A frame of messages that are encoded already; ``time`` is the echo, or the clock."""
+    messages = [msgspec.Raw(each) for each in batch.messages]
+    return _encoder.encode((PROTOCOL, session, epoch, batch.first, batch.ack, batch.misses, time, messages))
+
+
+def unnumbered_frame(session: str, epoch: int, message: Order | Report, time: float) -> bytes:
+    """A frame of a message that belongs to no conversation: it begins or ends one."""
+    return _encoder.encode((PROTOCOL, session, epoch, 0, 0, False, time, [message]))
 
 
 def decode_orders(data: Any) -> Orders:
@@ -356,10 +422,25 @@ def _decode(decoder: msgspec.msgpack.Decoder[Frame], data: Any) -> Frame:
     try:
         frame = decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError) as error:
+        _check_version(_version_of(data))
         raise ProtocolError(f"a frame of {len(data)} bytes cannot be read: {error}") from error
-    if frame.protocol != PROTOCOL:
-        raise ProtocolError(f"the peer speaks protocol {frame.protocol}, this is protocol {PROTOCOL}")
+    _check_version(frame.protocol)
     return frame
+
+
+def _check_version(version: int) -> None:
+    if version != PROTOCOL:
+        raise OtherProtocol(f"the peer speaks protocol {version}, this is protocol {PROTOCOL}")
+
+
+def _version_of(data: Any) -> int:
+    """What a frame says that cannot be read: another version may have other fields."""
+    try:
+        fields = _anything.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError):
+        return PROTOCOL
+    version = fields[0] if isinstance(fields, list) and fields else PROTOCOL
+    return version if type(version) is int else PROTOCOL
 
 
 class Connection(msgspec.Struct, frozen=True, kw_only=True):
@@ -368,10 +449,13 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
     ``client_pid`` and ``client_start`` (clock ticks since boot) name the process whose end is the agent's end.
     ``directory`` is the session's private directory; ``stores`` are directories for payloads, tried in order.
     ``path`` is added at the end of the agent's ``sys.path``, for modules that the client found elsewhere.
+
+    An agent that was invited has no client that it could watch (``client_pid`` 0): it dials the ``endpoints`` one after
+    the other, with the keys of its launch, and counts its own slots if ``slots`` is 0.
     """
 
     protocol: int
-    endpoint: str
+    endpoints: list[str]
     session: str
     launch: str
     client_pid: int
@@ -380,6 +464,12 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
     stores: list[str]
     slots: int
     path: list[str] = []
+    server_key: str = ""
+    public_key: str = ""
+    secret_key: str = ""
+
+    def __repr__(self) -> str:
+        return f"<Connection to {self.endpoints}, launch {self.launch}>"  # never the keys
 
 
 def write_connection(connection: Connection) -> bytes:

@@ -36,11 +36,12 @@ def supervise(data: bytes, agent: Callable[[], None]) -> NoReturn:
         _become_agent(agent)
     signal.signal(signal.SIGTERM, lambda *_: processes.kill_tree(os.getpid(), signal.SIGKILL))
     connection = read_fields(data)
-    client = _open_client(connection)
-    _wait(os.pidfd_open(pid), client)
+    invited = connection.get("client_pid") == 0
+    client = None if invited else _open_client(connection)
+    _wait(os.pidfd_open(pid), client, invited)
     processes.kill_tree(os.getpid(), signal.SIGKILL)
     status = _reap_all(pid)
-    if client is None or not processes.pidfd_alive(client):
+    if not invited and (client is None or not processes.pidfd_alive(client)):
         for directory in (connection.get("directory"), *connection.get("stores", ())):
             if directory is not None:
                 shutil.rmtree(directory, ignore_errors=True)
@@ -66,6 +67,8 @@ def _become_agent(agent: Callable[[], None]) -> NoReturn:
     try:
         agent()
         code = 0
+    except SystemExit as end:
+        sys.stderr.write(f"{end}\n")  # a sentence: the hub refuses us, or is not there
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:
@@ -83,14 +86,19 @@ def _open_client(connection: dict[str, Any]) -> int | None:
     return pidfd if processes.start_time(pid) == connection.get("client_start") else None
 
 
-def _wait(agent: int, client: int | None) -> None:
-    """Until the agent has ended; if the client ends first, the agent gets a little time to follow."""
+def _wait(agent: int, client: int | None, invited: bool) -> None:
+    """Until the agent has ended; if the client ends first, the agent gets a little time to follow.
+
+    One that was invited has a client elsewhere, and ends by itself.
+    """
     poll = select.poll()
     poll.register(agent, select.POLLIN)
-    if client is None:
+    if client is not None:
+        poll.register(client, select.POLLIN)
+    elif not invited:
         return
-    poll.register(client, select.POLLIN)
     if agent not in dict(poll.poll()):
+        assert client is not None
         poll.unregister(client)
         poll.poll(_PATIENCE_MS)
 

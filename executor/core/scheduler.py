@@ -3,6 +3,7 @@
 Rule 1: everything that changes a task, a lane or a worker is in this file.
 Rule 2: a report counts only if it names the task's current attempt and comes from the worker that has it.
 Rule 3: a class that has no lane and whose oldest task waits longest is served before younger classes get more.
+Rule 4: what an agent holds in advance does not wait behind long tasks while there is room elsewhere.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any, ClassVar
 
 from executor.core import effects
 from executor.core.effects import Effect
-from executor.core.model import Lane, LaneId, Task, TaskClass, TaskState, Worker, WorkerId, prefetch
+from executor.core.model import BRIDGE, Lane, LaneId, Task, TaskClass, TaskState, Worker, WorkerId, prefetch
 from worker_agent import protocol
 
 #: Ends that say that the task itself failed; these use up its ``retries``.
@@ -33,6 +34,8 @@ class Scheduler:
         self._effects: list[Effect] = []
         #: tasks whose cancel waits for their agent's answer
         self._recalled: set[int] = set()
+        #: tasks that were asked back because there is room elsewhere
+        self._moving: set[int] = set()
 
     @property
     def has_backlog(self) -> bool:
@@ -148,7 +151,14 @@ class Scheduler:
             self._resolve(task, report)
 
     def _on_recalled(self, task: Task, report: protocol.Recalled) -> None:
+        moving = task.id in self._moving
+        self._moving.discard(task.id)
+        if moving and not report.given_back and task.state is TaskState.SENT:
+            task.move(TaskState.RUNNING)  # which its agent will say in a moment
         if task.id not in self._recalled:
+            if moving and report.given_back:
+                self._leave_lane(task)
+                self._requeue(task)
             return
         self._answer(task, report.given_back)
         if report.given_back:
@@ -176,6 +186,7 @@ class Scheduler:
         """Its agent is gone. One that had started may be lost at most ``crash_limit`` times."""
         task.losses += started
         task.lane = None
+        self._moving.discard(task.id)
         if task.doomed:
             self._resolve(task, protocol.Finished(task.id, task.attempt, protocol.KILLED))
         elif started and task.losses > task.crash_limit:
@@ -199,6 +210,7 @@ class Scheduler:
     def _end(self, task: Task) -> None:
         task.move(TaskState.DONE)  # if it waits in a queue, it leaves that when its turn comes
         self.tasks.pop(task.id, None)
+        self._moving.discard(task.id)
         self._answer(task, cancelled=False)
 
     def _answer(self, task: Task, cancelled: bool) -> None:
@@ -226,6 +238,7 @@ class Scheduler:
             self._feed(waiting)
             if waiting.ready and not waiting.lanes:
                 break  # rule 3
+        self._balance()
         done, self._effects = self._effects, []
         return done
 
@@ -251,6 +264,8 @@ class Scheduler:
     def _fill(self, lane: Lane, limit: int) -> None:
         ready = lane.of.ready
         while ready and len(lane.sent) < limit:
+            if len(lane.sent) >= lane.width and ready[0].crash_limit == 0:
+                break  # in a queue it might start unheard, and then once more elsewhere
             task = ready.popleft()
             if task.state is TaskState.READY:
                 self._send(lane, task)
@@ -261,6 +276,35 @@ class Scheduler:
         task.lane = lane
         lane.sent[task.id] = task
         self._do(effects.Start(lane.worker.id, lane.id, task))
+
+    def _balance(self) -> None:
+        """Rule 4: what an agent holds in advance does not wait behind long tasks while there is room."""
+        room = sum(worker.free for worker in self.workers.values()) - len(self._moving)
+        if room <= 0:
+            return
+        for each in self.classes.values():
+            if each.ready or (each.duration is not None and each.duration < BRIDGE):
+                continue
+            for lane in each.lanes:
+                if len(lane.sent) > lane.width:
+                    room -= self._spread(lane, room)
+
+    def _spread(self, lane: Lane, room: int) -> int:
+        """Let tasks that wait on a lane run: there, if the worker has room, else somewhere else; says how many."""
+        surplus = len(lane.sent) - lane.width
+        more = min(surplus, lane.worker.free)
+        if more > 0:
+            lane.width += more
+            self._do(effects.ResizeLane(lane.worker.id, lane.id, lane.width))
+        asked = 0
+        for task in reversed(list(lane.sent.values())[lane.width :]):
+            if asked + more >= room:
+                break
+            if task.state is TaskState.SENT and task.id not in self._moving and task.id not in self._recalled:
+                self._moving.add(task.id)
+                self._do(effects.RecallTask(lane.worker.id, task))
+                asked += 1
+        return more + asked
 
     def _worker_with_room(self, waiting: TaskClass) -> Worker | None:
         """The worker with most free slots; if there is none, one where another class does not use what it has."""

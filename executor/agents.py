@@ -1,0 +1,384 @@
+"""The hub's agents: started here or invited, how they are reached, and what they say.
+
+    hub --orders--> Worker --> core/members.py (numbers, echoes) --frames--> ROUTER --> agent
+    hub <--Joined, Reported, Gone-- Agents <-- core/members.py <--frames-- ROUTER <-- agent
+
+Used from the hub's thread only. It decides who may join; what a lost agent means for tasks decides the scheduler.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import secrets
+import select
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import zmq
+
+from executor import local
+from executor.core.members import PATIENCE, Member, Members
+from executor.core.model import WorkerId
+from executor.network import Network
+from worker_agent import protocol
+
+log = logging.getLogger("executor")
+
+#: Seconds that an agent may take from its start to its hello.
+LAUNCH_PATIENCE = 60.0
+#: Seconds that an agent may take to leave when all is done, beyond the grace of its tasks.
+STOP_PATIENCE = 5.0
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    """An agent: started here, and then joined; or invited (``launch`` is None). What it knows is not told again."""
+
+    id: WorkerId
+    launch: local.Launch | None
+    slots: int
+    started: float
+    member: Member | None = None
+    functions: set[int] = field(default_factory=set)
+    environments: set[int] = field(default_factory=set)
+
+    @property
+    def host(self) -> str:
+        """Where it runs; "" before it has joined."""
+        return self.member.hello.host if self.member is not None else ""
+
+    def send(self, order: protocol.Order) -> None:
+        """With the next frame, if it has joined."""
+        if self.member is not None:
+            self.member.link.send(order)
+
+
+class Route(NamedTuple):
+    """The way to an agent: its socket's identity, and the launch whose key it has ("" for one on our own socket)."""
+
+    identity: bytes
+    user: str
+
+
+@dataclass(frozen=True, slots=True)
+class Invitation:
+    """A file by which agents may join: ``python -m worker_agent FILE``, here or where the file was brought to.
+
+    Whoever has the file may run code as you: it is private (0600), and to be kept so.
+    """
+
+    path: str
+    launch: str
+    endpoints: tuple[str, ...]
+
+    def __fspath__(self) -> str:
+        return self.path
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    """An agent that has joined: its host and process, how many tasks it runs at a time, whether it was started here."""
+
+    host: str
+    pid: int
+    slots: int
+    local: bool
+
+
+class Joined(NamedTuple):
+    """An agent has joined."""
+
+    worker: Worker
+
+
+class Reported(NamedTuple):
+    """An agent says something."""
+
+    worker: Worker
+    reports: list[protocol.Report]
+
+
+class Gone(NamedTuple):
+    """An agent and all that it ran have ended; why, and the end of its log."""
+
+    worker: Worker
+    reason: str
+    log: str
+
+
+Event = Joined | Reported | Gone
+
+
+class Agents:
+    """All agents of a hub."""
+
+    def __init__(self, session: str, directories: local.SessionDirectories, epoll: select.epoll) -> None:
+        self._session = session
+        self._directories = directories
+        self._epoll = epoll
+        self._members = Members(session)
+        self._workers: dict[WorkerId, Worker] = {}
+        self._by_pidfd: dict[int, Worker] = {}
+        self._ended: list[Worker] = []
+        self._numbers = iter(range(1, 2**62)).__next__
+        self._network: Network | None = None
+        self._endpoints: list[str] = []
+
+    def __iter__(self) -> Iterator[Worker]:
+        return iter(list(self._workers.values()))
+
+    def __getitem__(self, worker: WorkerId) -> Worker:
+        return self._workers[worker]
+
+    def open(self, slots: Sequence[int]) -> None:
+        """Listen, and start an agent here for each number of slots."""
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.ROUTER)
+        for option, value in ((zmq.LINGER, 0), (zmq.ROUTER_MANDATORY, 1), (zmq.SNDHWM, 0), (zmq.RCVHWM, 0)):
+            self._socket.setsockopt(option, value)
+        self._socket.bind(f"ipc://{self._directories.endpoint_path}")
+        self._epoll.register(int(self._socket.getsockopt(zmq.FD)), select.EPOLLIN)
+        for each in slots:
+            self.launch(each)
+
+    def launch(self, slots: int) -> None:
+        """Start an agent here. Raises OSError if that cannot be done."""
+        launch = local.launch(self._session, self._directories, slots)
+        worker = Worker(WorkerId(self._numbers()), launch, slots, time.monotonic())
+        self._workers[worker.id] = worker
+        self._by_pidfd[launch.pidfd] = worker
+        self._epoll.register(launch.pidfd, select.EPOLLIN)
+
+    def invite(self, count: int, seconds: float, host: str | None, port: int | None) -> Invitation:
+        """Let ``count`` agents join over the network, within ``seconds``. Raises ListenError, NetworkUnsafe."""
+        network = self._network or self._listen(host, port)
+        launch = secrets.token_hex(8)
+        public, secret = network.grant(launch, count, time.monotonic() + seconds)
+        connection = protocol.Connection(
+            protocol=protocol.PROTOCOL, endpoints=self._endpoints, session=self._session, launch=launch, client_pid=0,
+            client_start=0, directory=self._directories.main, stores=self._directories.stores, slots=0,
+            server_key=network.server_key.decode(), public_key=public.decode(), secret_key=secret.decode(),
+        )  # fmt: skip
+        path = self._directories.write_private(f"invitation-{launch}.json", protocol.write_connection(connection))
+        return Invitation(path, launch, tuple(self._endpoints))
+
+    def revoke(self, launch: str) -> None:
+        """Nobody joins by this invitation any more; those that have joined stay."""
+        if self._network is not None:
+            self._network.revoke(launch)
+
+    def _listen(self, host: str | None, port: int | None) -> Network:
+        network = Network(self._context)
+        try:
+            self._endpoints = network.listen(host, port)
+            network.self_test()
+        except BaseException:
+            network.close()
+            raise
+        self._network = network
+        for fd in network.fds():
+            self._epoll.register(fd, select.EPOLLIN)
+        return network
+
+    # --- what they say ------------------------------------------------------------------------------------------------
+
+    def has_mail(self) -> bool:
+        """Whether :meth:`receive` has something that no descriptor announces."""
+        local_mail = bool(int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
+        return local_mail or (self._network is not None and self._network.has_mail())
+
+    def on_ready(self, fd: int) -> None:
+        """A descriptor is ready; if it is that of a process, this has ended."""
+        if fd in self._by_pidfd:
+            self._ended.append(self._by_pidfd[fd])
+
+    def receive(self, now: float) -> Iterator[Event]:
+        """What has happened."""
+        yield from self._receive_frames(now)
+        while self._ended:
+            yield self._on_end(self._ended.pop())
+        for worker in self:
+            if worker.launch is not None and worker.member is None and now - worker.started > LAUNCH_PATIENCE:
+                worker.launch.kill()
+        for member in self._members.silent(now):
+            yield from self._on_silent(self._workers[member.worker], now)
+
+    def _receive_frames(self, now: float) -> Iterator[Event]:
+        while int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            identity, data = self._socket.recv(), self._socket.recv()
+            yield from self._on_data(Route(identity, ""), data, now)
+        if self._network is not None:
+            self._network.answer_zap(now)
+            for identity, user, data in self._network.receive():
+                yield from self._on_data(Route(identity, user), data, now)
+
+    def _on_data(self, route: Route, data: bytes, now: float) -> Iterator[Event]:
+        try:
+            frame = protocol.decode_reports(data)
+        except protocol.ProtocolError as error:
+            log.warning("a frame was dropped: %s", error)
+            if isinstance(error, protocol.OtherProtocol):
+                self._send(route, self._members.refuse("", str(error)))
+            return
+        if frame.session != self._session:
+            log.warning("a frame of another session was dropped")
+        elif frame.epoch == 0:
+            yield from self._on_hello(route, frame, now)
+        else:
+            yield from self._on_frame(route, frame, now)
+
+    def _on_frame(self, route: Route, frame: protocol.Reports, now: float) -> Iterator[Event]:
+        known = self._members.of_epoch(frame.epoch)
+        if known is not None and known.route.user != route.user:
+            log.warning("a frame was dropped: its sender (launch %s) is not who has this epoch", route.user)
+            return
+        member, reports = self._members.receive(frame, route, now)
+        if member is None:
+            self._send(route, self._members.fence(frame.epoch))
+            return
+        worker = self._workers[member.worker]
+        if reports:
+            yield Reported(worker, reports)
+        if worker.launch is None and any(isinstance(report, protocol.Bye) for report in reports):
+            yield self._lose(worker, "it has left")
+
+    def _on_hello(self, route: Route, frame: protocol.Reports, now: float) -> Iterator[Event]:
+        hello = frame.messages[0] if frame.messages else None
+        if not isinstance(hello, protocol.Hello):
+            return
+        member = self._members.named(hello.name)
+        if member is not None:
+            if member.route.user == route.user:
+                self._send(route, self._members.welcome(member, leased=bool(route.user)))
+            return
+        earlier = self._members.of_process(hello.process)
+        if earlier is not None and (earlier.route.user != route.user or self._members.is_late(hello, frame.clock)):
+            return  # overtaken by the hello that counts, or no word of this process
+        if earlier is not None and self._workers[earlier.worker].launch is None:
+            yield self._lose(self._workers[earlier.worker], "it was out of contact")  # it has ended what it ran
+        worker = self._place(hello, route)
+        obstacle = self._obstacle(worker, hello, route, now)
+        if worker is None or obstacle:
+            log.warning("an agent on %.100s (process %d) was refused: %s", hello.host, hello.pid, obstacle)
+            self._send(route, self._members.refuse(hello.name, obstacle))
+            return
+        self._workers[worker.id] = worker
+        leased = worker.launch is None
+        worker.member, welcome = self._members.join(hello, worker.id, route, frame.clock, now, leased=leased)
+        self._send(route, welcome)
+        yield Joined(worker)
+
+    def _place(self, hello: protocol.Hello, route: Route) -> Worker | None:
+        """The worker that an agent becomes: one that was started here, or a new one that was invited."""
+        if route.user:
+            return Worker(WorkerId(self._numbers()), None, max(1, hello.slots), time.monotonic())
+        started = (each for each in self if each.launch is not None and each.launch.id == hello.launch)
+        return next(started, None)
+
+    def _obstacle(self, worker: Worker | None, hello: protocol.Hello, route: Route, now: float) -> str:
+        """Why an agent may not join; "" if it may."""
+        if worker is None or (route.user and route.user != hello.launch):
+            return "its launch is unknown"
+        if worker.member is not None:
+            return "another agent has joined with this launch"
+        if mismatch := _mismatch(hello):
+            return mismatch
+        if not hello.shares:
+            return "it does not see the files of the session: they lie on the client's machine"
+        return self._network.may_join(hello.launch, hello.process, now) if route.user and self._network else ""
+
+    def _on_end(self, worker: Worker) -> Gone:
+        """Its supervisor has ended, so nothing of it runs any more."""
+        assert worker.launch is not None
+        process = worker.launch.process
+        worker.launch.wait(STOP_PATIENCE)
+        where = f"{worker.host or 'this machine'} (process {process.pid})"
+        text = worker.launch.log_tail()
+        self._forget(worker)
+        return Gone(worker, f"the agent on {where} ended with status {process.returncode}", text)
+
+    def _on_silent(self, worker: Worker, now: float) -> Iterator[Event]:
+        """One that was started here is ended, which is noticed; one elsewhere has ended its tasks, or will not."""
+        assert worker.member is not None
+        if worker.launch is None:
+            yield self._lose(worker, f"nothing was heard of it for {PATIENCE:g} s")
+            return
+        log.warning("the agent on %s (process %d) says nothing; it is ended", worker.host, worker.launch.process.pid)
+        worker.member.heard = now
+        worker.launch.kill()
+
+    def _lose(self, worker: Worker, why: str) -> Gone:
+        assert worker.member is not None
+        hello = worker.member.hello
+        self._forget(worker)
+        return Gone(worker, f"the agent on {hello.host} (process {hello.pid}) is gone: {why}", "")
+
+    def _forget(self, worker: Worker) -> None:
+        del self._workers[worker.id]
+        if worker.member is not None:
+            self._members.remove(worker.member)
+        if worker.launch is not None:
+            self._epoll.unregister(worker.launch.pidfd)
+            del self._by_pidfd[worker.launch.pidfd]
+            worker.launch.close()
+
+    # --- what they are told -------------------------------------------------------------------------------------------
+
+    def flush(self, now: float) -> None:
+        """Send what is to be sent now."""
+        for member in self._members:
+            while (frame := self._members.take(member, now)) is not None:
+                self._send(member.route, frame)
+
+    def due(self) -> float | None:
+        """When :meth:`flush` and :meth:`receive` have something to do, if nothing else happens."""
+        due = self._members.due()
+        if any(worker.launch is not None and worker.member is None for worker in self):
+            return min(due or time.monotonic() + 1.0, time.monotonic() + 1.0)
+        return due
+
+    def _send(self, route: Route, frame: bytes) -> None:
+        if route.user:
+            assert self._network is not None
+            self._network.send(route.identity, frame)
+            return
+        try:
+            self._socket.send(route.identity, zmq.SNDMORE)
+            self._socket.send(frame)
+        except zmq.ZMQError as error:
+            log.debug("an agent cannot be reached: %s", error)  # what is not acknowledged is sent again
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+
+    def kill(self) -> None:
+        """End them all by force, and what runs on them."""
+        for worker in self:
+            if worker.launch is None:
+                continue
+            if not worker.launch.wait(0):
+                worker.launch.kill()
+                worker.launch.wait(STOP_PATIENCE)
+            worker.launch.close()
+        self._workers.clear()
+
+    def close(self) -> None:
+        """Listen no more."""
+        if self._network is not None:
+            self._network.close()
+        self._socket.close()
+        self._context.term()
+
+
+def _mismatch(hello: protocol.Hello) -> str:
+    """What of an agent does not go with this client; "" if all does."""
+    ours = f"{sys.version_info.major}.{sys.version_info.minor}"
+    if hello.python.split(".")[:2] != ours.split("."):
+        return f"it runs Python {hello.python}, and the client Python {ours}: functions cannot travel between them"
+    pickler = importlib.metadata.version("cloudpickle")
+    if hello.cloudpickle.split(".")[:1] != pickler.split(".")[:1]:
+        return f"it has cloudpickle {hello.cloudpickle or 'not at all'}, and the client {pickler}"
+    return ""

@@ -1,0 +1,169 @@
+"""Agents that were invited: over TCP, with a key of their invitation, and a lease instead of a client to watch."""
+
+# ruff: noqa: F401, F811  imported fixtures: tests name their arguments after them
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from concurrent.futures import wait
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pools import PATIENCE, new_executor, outcome
+from test_agents import agent_of
+from waiting import wait_until
+
+from executor import HPCExecutor, Program
+from executor.core import members
+
+Join = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def join(tmp_path: Path) -> Iterator[Join]:
+    """Starts agents, and ends them with the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(path: Any, **options: Any) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "worker_agent", os.fspath(path)]
+        started.append(subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, **options))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.terminate()
+        process.communicate(timeout=PATIENCE)
+
+
+def gone(pid: int) -> bool:
+    """Whether there is no such process any more."""
+    return not os.path.exists(f"/proc/{pid}")
+
+
+@pytest.fixture
+def short_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lease of a second, and a hub that waits two."""
+    monkeypatch.setattr(members.Members.__init__, "__defaults__", (1.0, 2.0))
+
+
+def test_agents_join_over_the_network_and_leave_with_the_executor(
+    join: Join, new_executor: Callable[..., HPCExecutor]
+) -> None:
+    executor = new_executor(1, agents=0)
+    invitation = executor.invite(2, host="127.0.0.1")
+    processes = [join(invitation) for _ in range(2)]
+    results = [outcome(executor.submit(pow, number, 2)) for number in range(20)]
+    assert results == [number**2 for number in range(20)]
+    assert outcome(executor.submit(Program(["echo", "here"]))).stdout == "here\n"
+    assert outcome(executor.submit(len, bytes(3_000_000))) == 3_000_000
+    wait_until(lambda: len(executor.workers()) == 2)
+    assert [worker.local for worker in executor.workers()] == [False, False]
+    executor.shutdown()
+    assert [process.wait(PATIENCE) for process in processes] == [0, 0]
+
+
+def test_an_invited_agent_works_beside_the_local_one(
+    join: Join, new_executor: Callable[..., HPCExecutor], gate: Any
+) -> None:
+    executor = new_executor(1)
+    executor.submit(pow, 2, 3).result(PATIENCE)
+    join(executor.invite(host="127.0.0.1"))
+    wait_until(lambda: len(executor.workers()) == 2)
+    futures = [executor.submit(pass_gate_of, gate.paths) for _ in range(2)]
+    pids = gate.wait_arrivals(2)
+    assert len({agent_of(pid) for pid in pids}) == 2
+    gate.open_wide()
+    wait(futures, timeout=PATIENCE)
+
+
+def pass_gate_of(paths: tuple[str, str]) -> int:
+    from waiting import pass_gate
+
+    return pass_gate(*paths)
+
+
+def test_the_file_of_an_invitation_is_private_whatever_the_umask(new_executor: Callable[..., HPCExecutor]) -> None:
+    """F8, S3."""
+    previous = os.umask(0)
+    try:
+        invitation = new_executor(1, agents=0).invite(host="127.0.0.1")
+    finally:
+        os.umask(previous)
+    assert stat.S_IMODE(os.stat(invitation).st_mode) == 0o600
+    assert stat.S_IMODE(os.stat(Path(invitation.path).parent).st_mode) == 0o700
+
+
+def test_an_agent_too_many_is_refused_in_one_sentence_on_both_sides(
+    join: Join, new_executor: Callable[..., HPCExecutor], caplog: pytest.LogCaptureFixture
+) -> None:
+    executor = new_executor(1, agents=0)
+    invitation = executor.invite(1, host="127.0.0.1")
+    join(invitation)
+    assert outcome(executor.submit(pow, 2, 3)) == 8
+    second = join(invitation)
+    _, told = second.communicate(timeout=PATIENCE)
+    assert second.returncode == 1
+    assert told.splitlines()[-1].startswith("this agent leaves: all agents of launch")
+    assert "was refused: all agents of launch" in caplog.text
+    assert outcome(executor.submit(pow, 2, 3)) == 8
+
+
+def test_an_invitation_that_has_expired_lets_nobody_in(join: Join, new_executor: Callable[..., HPCExecutor]) -> None:
+    executor = new_executor(1)
+    process = join(executor.invite(1, expires=0, host="127.0.0.1"))
+    _, told = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1
+    assert "the hub cannot be reached" in told
+    assert outcome(executor.submit(pow, 2, 3)) == 8
+
+
+def test_an_agent_that_was_stopped_for_too_long_is_fenced_and_joins_anew(
+    join: Join, new_executor: Callable[..., HPCExecutor], gate: Any, short_lease: None
+) -> None:
+    """C4: its task runs elsewhere, what it still ran ends when it wakes, and it is of use again."""
+    executor = new_executor(1, agents=0)
+    join(executor.invite(1, host="127.0.0.1"))
+    future = executor.submit(pass_gate_of, gate.paths)
+    [first] = gate.wait_arrivals(1)
+    agent = agent_of(first)
+    os.kill(agent, signal.SIGSTOP)
+    wait_until(lambda: not executor.workers())
+    join(executor.invite(1, host="127.0.0.1"))
+    [second] = gate.wait_arrivals(1)
+    os.kill(agent, signal.SIGCONT)
+    wait_until(lambda: gone(first))
+    wait_until(lambda: len(executor.workers()) == 2)
+    gate.open_wide()
+    assert (outcome(future), future.attempt) == (second, 2)
+
+
+def test_nothing_is_left_of_a_client_that_was_killed(
+    start_script: Any, join: Join, new_executor: Callable[..., HPCExecutor], tmp_path: Path
+) -> None:
+    """E1: within the lease its tasks have ended, and then the agent leaves."""
+    client = start_script(textwrap.dedent(f"""
+        from executor import HPCExecutor, Program
+        from executor.core import members
+        members.Members.__init__.__defaults__ = (1.0, 2.0)
+        executor = HPCExecutor(1, agents=0)
+        print(executor.invite(host="127.0.0.1").path, flush=True)
+        executor.submit(Program(["sh", "-c", "echo $$ > {tmp_path}/pid; exec sleep 600"])).result()
+    """))
+    path = client.stdout.readline().strip()
+    agent = join(path)
+    wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().endswith("\n"))
+    pid = int((tmp_path / "pid").read_text())
+    client.kill()
+    client.wait()
+    wait_until(lambda: gone(pid))
+    _, told = agent.communicate(timeout=PATIENCE)
+    assert "has not answered" in told
+    new_executor(1).submit(pow, 2, 3).result(PATIENCE)  # S12: the next one removes what is left of dead ones
+    assert not os.path.exists(path)

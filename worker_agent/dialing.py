@@ -1,0 +1,135 @@
+"""How an agent on another machine connects to its hub: encrypted, and only to a hub that has the key it was told.
+
+An endpoint may be one of several addresses of the hub's machine, not all of which can be reached from here. They are
+tried one after the other: a socket that is connected to all at once would spread its messages over them.
+"""
+
+from __future__ import annotations
+
+import secrets
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+#: The largest frame: a piece of a payload, and room for what is said about it. A larger one ends the connection.
+FRAME_LIMIT = 16 * 2**20 + 64 * 2**10
+#: The largest message: what libzmq measures is the encrypted frame, with a name, a nonce, flags and a seal.
+MESSAGE_LIMIT = FRAME_LIMIT - 33
+#: What both ends of a connection set alike; times are milliseconds. Nothing is
+#: dropped because a peer is slow: how much may be on the way is a matter of credit.
+COMMON_OPTIONS = {
+    zmq.MAXMSGSIZE: FRAME_LIMIT,
+    zmq.HANDSHAKE_IVL: 10_000,
+    zmq.SNDHWM: 0,
+    zmq.RCVHWM: 0,
+    zmq.HEARTBEAT_IVL: 5_000,
+    zmq.HEARTBEAT_TIMEOUT: 15_000,
+}
+#: Seconds that an endpoint has to answer.
+PATIENCE = 5.0
+
+#: What ends an attempt, in words that follow the endpoint.
+_ENDS = {
+    zmq.Event.HANDSHAKE_SUCCEEDED: "is connected",
+    zmq.Event.HANDSHAKE_FAILED_AUTH: "refused our key",
+    zmq.Event.HANDSHAKE_FAILED_PROTOCOL: "is no hub of ours: it speaks another protocol, or has another key",
+    zmq.Event.HANDSHAKE_FAILED_NO_DETAIL: "broke the handshake off: it may be another hub, or be ending",
+    zmq.Event.DISCONNECTED: "closed the connection before the handshake",
+    zmq.Event.CLOSED: "refused the connection, or there is no way to it",
+}
+
+
+def agent_socket(
+    context: zmq.Context[Any], server_key: bytes, public_key: bytes, secret_key: bytes, *, ipv6: bool = False
+) -> zmq.Socket[Any]:
+    """A socket for talking to the hub with that key, not connected yet."""
+    socket: zmq.Socket[Any] = context.socket(zmq.DEALER)
+    for option, value in COMMON_OPTIONS.items():
+        socket.setsockopt(option, value)
+    socket.setsockopt(zmq.LINGER, 500)
+    socket.setsockopt(zmq.IMMEDIATE, 1)  # or messages wait for a connection that never comes, and nobody is told
+    socket.setsockopt(zmq.RECONNECT_IVL, 100)
+    socket.setsockopt(zmq.RECONNECT_IVL_MAX, 5_000)
+    socket.setsockopt(zmq.IPV6, ipv6)
+    socket.setsockopt(zmq.CURVE_SERVERKEY, server_key)
+    socket.setsockopt(zmq.CURVE_PUBLICKEY, public_key)
+    socket.setsockopt(zmq.CURVE_SECRETKEY, secret_key)
+    return socket
+
+
+class Attempt:
+    """A connection that is being made, and what becomes of it."""
+
+    def __init__(self, socket: zmq.Socket[Any], endpoint: str) -> None:
+        """Begin; raises zmq.ZMQError if the endpoint makes no sense."""
+        self.socket = socket
+        # pyzmq's get_monitor_socket makes the name from a descriptor, which may be that of an attempt just closed
+        address = f"inproc://attempt-{secrets.token_hex(8)}"
+        socket.monitor(address, sum(_ENDS))
+        self.monitor = socket.context.socket(zmq.PAIR)
+        self.monitor.connect(address)
+        try:
+            socket.connect(endpoint)
+        except zmq.ZMQError:
+            self.stop()
+            raise
+
+    def outcome(self) -> zmq.Event | None:
+        """What decided it, if that has happened yet."""
+        while self.monitor.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+            event = zmq.Event(recv_monitor_message(self.monitor)["event"])
+            if event in _ENDS:
+                return event
+        return None
+
+    def wait(self, patience: float) -> zmq.Event | None:
+        """What decided it, within so many seconds."""
+        end = time.monotonic() + patience
+        while (outcome := self.outcome()) is None and (left := end - time.monotonic()) > 0:
+            self.monitor.poll(int(left * 1000) + 1)
+        return outcome
+
+    def stop(self) -> None:
+        """Watch it no longer; the socket stays as it is."""
+        self.socket.disable_monitor()  # first: with nobody to take its events, the socket's thread stands still
+        self.monitor.close(linger=0)
+
+
+def dial(
+    context: zmq.Context[Any],
+    endpoints: Sequence[str],
+    server_key: bytes,
+    public_key: bytes,
+    secret_key: bytes,
+    patience: float = PATIENCE,
+) -> tuple[zmq.Socket[Any], str]:
+    """A connected socket, and the first of the endpoints that it could be connected to.
+
+    Raises ConnectionError, which says what became of each, if none can be reached within ``patience`` seconds.
+    """
+    failures = []
+    for endpoint in endpoints:
+        socket = agent_socket(context, server_key, public_key, secret_key, ipv6="[" in endpoint)
+        outcome, text = _try(socket, endpoint, patience)
+        sys.stderr.write(f"{endpoint} {text}\n")
+        if outcome is zmq.Event.HANDSHAKE_SUCCEEDED:
+            return socket, endpoint
+        socket.close(linger=0)
+        failures.append(f"{endpoint} {text}")
+    raise ConnectionError(f"the hub cannot be reached: {'; '.join(failures) or 'it has told no endpoint'}")
+
+
+def _try(socket: zmq.Socket[Any], endpoint: str, patience: float) -> tuple[zmq.Event | None, str]:
+    try:
+        attempt = Attempt(socket, endpoint)
+    except zmq.ZMQError as error:
+        return None, f"cannot be dialled: {error.strerror}"
+    try:
+        outcome = attempt.wait(patience)
+    finally:
+        attempt.stop()
+    return outcome, f"gave no answer in {patience:g} s" if outcome is None else _ENDS[outcome]
