@@ -1,0 +1,272 @@
+"""Defects, planted one by one in the parts that decide: the simulator must find each, or it proves nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+from world import World
+
+from executor.core import effects
+from executor.core.members import Members
+from executor.core.model import TaskState
+from executor.core.scheduler import Scheduler
+from worker_agent import link, protocol
+from worker_agent.link import Link
+from worker_agent.session import NOTHING, AgentSession, Incoming
+
+#: Seeds within which a defect must be found.
+LIMIT = 10_000
+
+Plant = Callable[[pytest.MonkeyPatch], None]
+MUTANTS: list[Plant] = []
+
+
+def mutant(plant: Plant) -> Plant:
+    """A defect that is looked for below."""
+    MUTANTS.append(plant)
+    return plant
+
+
+def seeds_to_find_it() -> int | None:
+    """How many seeds it takes until one fails, in whatever way."""
+    for seed in range(LIMIT):
+        try:
+            World(seed).run()
+        except Exception:
+            return seed + 1
+    return None
+
+
+@pytest.mark.parametrize("plant", MUTANTS, ids=lambda plant: plant.__name__)
+def test_the_simulator_finds_a_planted_defect(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch)
+    count = seeds_to_find_it()
+    print(f"{plant.__name__}: {count} seeds")
+    assert count is not None, f"{plant.__doc__}: not found in {LIMIT} seeds"
+
+
+# ---- the scheduler
+
+
+@mutant
+def no_attempt_check(patch: pytest.MonkeyPatch) -> None:
+    """A report of an earlier attempt counts."""
+
+    def on_report(self: Scheduler, worker: Any, report: Any) -> None:
+        task = self.tasks.get(getattr(report, "task", 0))
+        if type(report) is protocol.Unprepared:
+            self._on_unprepared(report)
+        elif task is not None and task.lane is not None and type(report) in self._handlers:
+            self._handlers[type(report)](self, task, report)
+
+    patch.setattr(Scheduler, "_on_report", on_report)
+
+
+@mutant
+def double_resolve(patch: pytest.MonkeyPatch) -> None:
+    """A task that is refused or lost is resolved twice."""
+
+    def resolve(self: Scheduler, task: Any, outcome: object) -> None:
+        self._do(effects.Resolve(task, outcome))
+        if task.state is not TaskState.READY:
+            self._do(effects.Resolve(task, outcome))
+        self._end(task)
+
+    patch.setattr(Scheduler, "_resolve", resolve)
+
+
+@mutant
+def forgotten_recall_answer(patch: pytest.MonkeyPatch) -> None:
+    """That a task was given back is not heard."""
+    handlers = {kind: handler for kind, handler in Scheduler._handlers.items() if kind is not protocol.Recalled}
+    patch.setattr(Scheduler, "_handlers", handlers)
+
+
+@mutant
+def a_lost_agent_s_tasks_are_forgotten(patch: pytest.MonkeyPatch) -> None:
+    """An agent is lost and its tasks with it."""
+
+    def lost(self: Scheduler, worker_id: Any, reason: str) -> list[Any]:
+        worker = self.workers.pop(worker_id)
+        for lane in worker.lanes.values():
+            lane.of.lanes.remove(lane)
+        return self._assign()
+
+    patch.setattr(Scheduler, "lost", lost)
+
+
+@mutant
+def what_must_not_start_twice_waits_in_queues(patch: pytest.MonkeyPatch) -> None:
+    """A task with crash_limit=0 is sent in advance."""
+
+    def fill(self: Scheduler, lane: Any, limit: int) -> None:
+        ready = lane.of.ready
+        while ready and len(lane.sent) < limit:
+            task = ready.popleft()
+            if task.state is TaskState.READY:
+                self._send(lane, task)
+
+    patch.setattr(Scheduler, "_fill", fill)
+
+
+# ---- registration
+
+
+@mutant
+def no_epoch_check_in_the_hub(patch: pytest.MonkeyPatch) -> None:
+    """A frame counts for whoever is at its route, whatever its epoch."""
+    original = Members.receive
+
+    def receive(self: Members, frame: protocol.Reports, route: Any, now: float) -> Any:
+        found = next((member.epoch for member in self if member.route == route), frame.epoch)
+        return original(self, msgspec.structs.replace(frame, epoch=found), route, now)
+
+    patch.setattr(Members, "receive", receive)
+
+
+@mutant
+def no_epoch_check_in_the_agent(patch: pytest.MonkeyPatch) -> None:
+    """An agent obeys orders of an epoch that is over."""
+    original = AgentSession.receive
+
+    def receive(self: AgentSession, frame: protocol.Orders, now: float) -> Incoming:
+        return original(self, msgspec.structs.replace(frame, epoch=self.epoch), now)
+
+    patch.setattr(AgentSession, "receive", receive)
+
+
+@mutant
+def lease_longer_than_patience(patch: pytest.MonkeyPatch) -> None:
+    """The hub gives tasks to others before the agent has ended them."""
+    original = Members.__init__
+    patch.setattr(Members, "__init__", lambda self, session, lease, patience: original(self, session, patience, 60.0))
+    patch.setattr(Members, "silent", lambda self, now: [each for each in self if now >= each.heard + 30.0])
+
+
+@mutant
+def lease_from_the_arrival(patch: pytest.MonkeyPatch) -> None:
+    """The agent's lease counts from when it hears the hub, not from when the hub has heard it."""
+    original = AgentSession.receive
+
+    def receive(self: AgentSession, frame: protocol.Orders, now: float) -> Incoming:
+        return original(self, msgspec.structs.replace(frame, echo=now), now)
+
+    patch.setattr(AgentSession, "receive", receive)
+
+
+@mutant
+def no_lease(patch: pytest.MonkeyPatch) -> None:
+    """An agent without contact goes on."""
+    patch.setattr(AgentSession, "_renew", lambda self, echo: None)
+
+
+@mutant
+def no_look_at_the_lease_when_a_frame_comes(patch: pytest.MonkeyPatch) -> None:
+    """An agent that was stopped obeys what waited for it, before it looks at the time."""
+    tick, receive = AgentSession.tick, AgentSession.receive
+    patch.setattr(AgentSession, "receive", lambda self, frame, now: _without(self, tick, receive, frame, now))
+
+
+def _without(session: AgentSession, tick: Any, receive: Any, frame: protocol.Orders, now: float) -> Incoming:
+    AgentSession.tick = lambda self, now: NOTHING  # type: ignore[method-assign]
+    try:
+        return receive(session, frame, now)  # type: ignore[no-any-return]
+    finally:
+        AgentSession.tick = tick  # type: ignore[method-assign]
+
+
+@mutant
+def late_hellos_count(patch: pytest.MonkeyPatch) -> None:
+    """A hello of an earlier registration, late, ends the one that holds."""
+    patch.setattr(Members, "is_late", lambda self, hello, clock: False)
+
+
+@mutant
+def silence_is_forgiven(patch: pytest.MonkeyPatch) -> None:
+    """The hub never takes an agent for lost."""
+    patch.setattr(Members, "silent", lambda self, now: [])
+
+
+# ---- the conversation
+
+
+@mutant
+def no_acknowledgements(patch: pytest.MonkeyPatch) -> None:
+    """Nobody learns what has arrived."""
+    original = Link.take
+
+    def take(self: Link, now: float) -> link.Batch | None:
+        batch = original(self, now)
+        return batch and batch._replace(ack=0)
+
+    patch.setattr(Link, "take", take)
+
+
+@mutant
+def no_resending(patch: pytest.MonkeyPatch) -> None:
+    """What is lost stays lost."""
+    patch.setattr(Link, "tick", lambda self, now: None)
+    patch.setattr(Link, "go_back", lambda self: None)
+
+
+@mutant
+def no_resending_in_time(patch: pytest.MonkeyPatch) -> None:
+    """What is lost is sent again only if something later arrives."""
+    patch.setattr(Link, "tick", lambda self, now: None)
+
+
+@mutant
+def gaps_are_not_noticed(patch: pytest.MonkeyPatch) -> None:
+    """What follows a lost message is taken for the next."""
+    original = Link.receive
+
+    def receive(self: Link, first: int, messages: Any, now: float) -> Any:
+        if messages and first > self._received + 1:
+            self._received = first - 1
+        return original(self, first, messages, now)
+
+    patch.setattr(Link, "receive", receive)
+
+
+@mutant
+def acknowledged_before_it_took_effect(patch: pytest.MonkeyPatch) -> None:
+    """The agent forgets something that it has acknowledged, now and then."""
+    original = AgentSession.receive
+
+    def receive(self: AgentSession, frame: protocol.Orders, now: float) -> Incoming:
+        incoming = original(self, frame, now)
+        if frame.first % 7 == 6 and frame.messages:
+            return Incoming(incoming.orders[:-1], incoming.fenced)
+        return incoming
+
+    patch.setattr(AgentSession, "receive", receive)
+
+
+@mutant
+def credit_is_ignored(patch: pytest.MonkeyPatch) -> None:
+    """However much is on the way, more is sent."""
+    original = Link._new
+
+    def new(self: Link) -> list[bytes]:
+        bytes_on_way, self._unacked_bytes = self._unacked_bytes, 0
+        messages = original(self)
+        self._unacked_bytes += bytes_on_way
+        return messages
+
+    patch.setattr(Link, "_new", new)
+
+
+@mutant
+def duplicates_are_taken_for_new(patch: pytest.MonkeyPatch) -> None:
+    """A frame that comes twice is obeyed twice."""
+    original = Link.receive
+
+    def receive(self: Link, first: int, messages: Any, now: float) -> Any:
+        known = self._received + 1 - first
+        new = original(self, first, messages, now)
+        return messages if messages and known > 0 else new
+
+    patch.setattr(Link, "receive", receive)
