@@ -8,7 +8,6 @@ Used from the hub's thread only. It decides who may join; what a lost agent mean
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import secrets
 import select
@@ -24,7 +23,7 @@ from executor import local
 from executor.core.members import PATIENCE, Member, Members
 from executor.core.model import WorkerId
 from executor.network import Network
-from worker_agent import protocol
+from worker_agent import processes, protocol
 
 log = logging.getLogger("executor")
 
@@ -165,11 +164,6 @@ class Agents:
         )  # fmt: skip
         path = self._directories.write_private(f"invitation-{launch}.json", protocol.write_connection(connection))
         return Invitation(path, launch, tuple(self._endpoints))
-
-    def revoke(self, launch: str) -> None:
-        """Nobody joins by this invitation any more; those that have joined stay."""
-        if self._network is not None:
-            self._network.revoke(launch)
 
     def _listen(self, host: str | None, port: int | None) -> Network:
         network = Network(self._context)
@@ -378,7 +372,7 @@ def _mismatch(hello: protocol.Hello) -> str:
     ours = f"{sys.version_info.major}.{sys.version_info.minor}"
     if hello.python.split(".")[:2] != ours.split("."):
         return f"it runs Python {hello.python}, and the client Python {ours}: functions cannot travel between them"
-    pickler = importlib.metadata.version("cloudpickle")
-    if hello.cloudpickle.split(".")[:1] != pickler.split(".")[:1]:
-        return f"it has cloudpickle {hello.cloudpickle or 'not at all'}, and the client {pickler}"
+    pickler = processes.version_of("cloudpickle") if hello.cloudpickle else ""
+    if pickler and hello.cloudpickle.split(".")[0] != pickler.split(".")[0]:
+        return f"it has cloudpickle {hello.cloudpickle}, and the client {pickler}"
     return ""

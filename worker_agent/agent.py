@@ -10,7 +10,6 @@ It is a sub-reaper: whatever a task leaves behind becomes its child, is found by
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import os
 import secrets
 import signal
@@ -122,9 +121,11 @@ class Agent:
         return hub
 
     def _hello(self, name: str) -> protocol.Hello:
+        invited = not self._connection.client_pid  # the others have the client's own: to look it up takes a while
         return protocol.Hello(
             launch=self._connection.launch, process=self._process, name=name, host=socket.gethostname(),
-            pid=os.getpid(), python=sys.version.split()[0], slots=self._slots, cloudpickle=_cloudpickle_version(),
+            pid=os.getpid(), python=sys.version.split()[0], slots=self._slots,
+            cloudpickle=processes.version_of("cloudpickle") if invited else "",
             shares=all(map(os.path.isdir, self._connection.stores)),
         )  # fmt: skip
 
@@ -417,9 +418,3 @@ class Agent:
                 return attempt.state is not State.ENDED
         return False
 
-
-def _cloudpickle_version() -> str:
-    try:
-        return importlib.metadata.version("cloudpickle")
-    except importlib.metadata.PackageNotFoundError:
-        return ""

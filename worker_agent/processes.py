@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 __all__ = [
     "OwnChildren", "become_subreaper", "children", "cpu_quota", "descendants", "kill_group", "kill_tree", "pidfd_alive",
-    "set_parent_death_signal", "start_time", "this_python", "usable_cpus", "wait_for_ends",
+    "set_parent_death_signal", "start_time", "this_python", "usable_cpus", "version_of", "wait_for_ends",
 ]  # fmt: skip
 
 # <linux/prctl.h>
@@ -77,6 +77,16 @@ def this_python() -> list[str]:
     import subprocess
 
     return [sys.executable, *subprocess._args_from_interpreter_flags()]  # type: ignore[attr-defined]
+
+
+def version_of(distribution: str) -> str:
+    """The version of a distribution as it is installed here; "" if that is not told (one that was only copied)."""
+    from importlib import metadata
+
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 # ---- process trees -----------------------------------------------------------------------------------------
