@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from waiting import PATIENCE, Gate, Overdue, bounded, parent_of, pass_gate
 
-from executor import HPCExecutor
+from executor import CAPTURE, HPCExecutor, Program, TaskFuture
 
 #: So many tasks run at a time: the neighbour and two of the test.
 WORKERS = 3
@@ -160,3 +160,22 @@ def gate(tmp_path: Path) -> Iterator[Gate]:
     gate = Gate(tmp_path / "gate")
     yield gate
     gate.close()
+
+
+#: Of a function and of a program; who uses it makes the task.
+CALL_AND_PROGRAM = pytest.mark.parametrize("of", ["call", "program"])
+
+
+def sh(script: str, *args: Any, **options: Any) -> Program:
+    """A program that is a line of the shell; ``args`` are its ``$0`` and on."""
+    return Program(["sh", "-c", script, *args], **options)
+
+
+def error_of(future: TaskFuture) -> Any:
+    """The exception, of whatever type."""
+    return failure(future)
+
+
+def capturing(executor: Any, **options: Any) -> Any:
+    """A view whose tasks show nothing here."""
+    return executor.options(stdout=CAPTURE, stderr=CAPTURE, **options)

@@ -20,14 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 import pytest
-from pools import check_works, end, failure, new_executor, outcome
+from pools import CALL_AND_PROGRAM, capturing, check_works, end, error_of, new_executor, outcome, sh
 from waiting import announce, announced, pass_gate, wait_announced, wait_gone, wait_until
 
 from executor import (
-    CAPTURE,
     HPCExecutor,
     Program,
-    TaskFuture,
     TaskKilled,
     TaskTimeout,
 )
@@ -39,7 +37,6 @@ if TYPE_CHECKING:
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 GRACE = 0.3
-CALL_AND_PROGRAM = pytest.mark.parametrize("of", ["call", "program"])
 SLEEP = Program(["sleep", "600"])
 
 #: Three generations, which write their pids to $1; the youngest is in a session of its own and ignores SIGTERM.
@@ -74,19 +71,6 @@ def run_it(program: Program) -> None:
     """The same as a call: with its interpreter, four generations."""
     announce(program.argv[1])
     subprocess.run(program.argv)
-
-
-def sh(script: str, *args: Any, **options: Any) -> Program:
-    return Program(["sh", "-c", script, *args], **options)
-
-
-def error_of(future: TaskFuture) -> Any:
-    """The exception, of whatever type."""
-    return failure(future)
-
-
-def capturing(executor: Any, **options: Any) -> Any:
-    return executor.options(stdout=CAPTURE, stderr=CAPTURE, **options)
 
 
 def note_signal(log: Path, ready: Path, number: int) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 import pytest
-from pools import check_works, end, failure, new_executor, outcome
+from pools import CALL_AND_PROGRAM, check_works, end, error_of, new_executor, outcome, sh
 from waiting import pass_gate, wait_until
 
 from executor import (
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 # The tasks of this file travel by value: no interpreter has to import it, and pytest with it.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
-CALL_AND_PROGRAM = pytest.mark.parametrize("of", ["call", "program"])
 
 
 @pytest.fixture(scope="module")
@@ -67,15 +66,6 @@ def shown(capsys: pytest.CaptureFixture[str]) -> Callable[[], list[str]]:
         return seen
 
     return look
-
-
-def sh(script: str, *args: Any, **options: Any) -> Program:
-    return Program(["sh", "-c", script, *args], **options)
-
-
-def error_of(future: TaskFuture) -> Any:
-    """The exception, of whatever type."""
-    return failure(future)
 
 
 def variables(*names: str) -> list[str | None]:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import cloudpickle
 import numpy as np
 import pytest
-from pools import check_works, end, failure, new_executor, outcome, session_directories
+from pools import check_works, end, error_of, new_executor, outcome, session_directories, sh
 from waiting import pass_gate, wait_until
 
 from executor import (
@@ -30,7 +30,6 @@ from executor import (
     ProgramFailed,
     ProgramNotStarted,
     TaskDied,
-    TaskFuture,
     TaskKilled,
     TaskTimeout,
 )
@@ -56,15 +55,6 @@ def executor() -> Iterator[HPCExecutor]:
 def quiet(executor: HPCExecutor) -> Any:
     """A view of it that shows no output here."""
     return executor.options(stdout=CAPTURE, stderr=CAPTURE)
-
-
-def sh(script: str, *args: Any, **options: Any) -> Program:
-    return Program(["sh", "-c", script, *args], **options)
-
-
-def error_of(future: TaskFuture) -> Any:
-    """The exception, of whatever type."""
-    return failure(future)
 
 
 def echo(value: Any) -> Any:

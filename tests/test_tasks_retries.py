@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 import pytest
-from pools import check_works, end, failure, new_executor, outcome
+from pools import CALL_AND_PROGRAM, capturing, check_works, end, error_of, failure, new_executor, outcome, sh
 from waiting import announce, announced, parent_of, pass_gate, state_of, wait_announced, wait_gone, wait_until
 
 from executor import (
-    CAPTURE,
     HPCExecutor,
     Program,
     ProgramFailed,
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
 # The tasks of this file travel by value: no interpreter has to import it, and pytest with it.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
-CALL_AND_PROGRAM = pytest.mark.parametrize("of", ["call", "program"])
 
 
 @pytest.fixture(scope="module")
@@ -47,19 +45,6 @@ def executor() -> Iterator[HPCExecutor]:
     shared = HPCExecutor(2, kill_grace=0.3)
     yield shared
     end(shared)
-
-
-def sh(script: str, *args: Any, **options: Any) -> Program:
-    return Program(["sh", "-c", script, *args], **options)
-
-
-def error_of(future: TaskFuture) -> Any:
-    """The exception, of whatever type."""
-    return failure(future)
-
-
-def capturing(executor: Any, **options: Any) -> Any:
-    return executor.options(stdout=CAPTURE, stderr=CAPTURE, **options)
 
 
 # ---- failures of its own
