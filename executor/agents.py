@@ -20,7 +20,7 @@ from typing import NamedTuple
 import zmq
 
 from executor import local
-from executor.core.members import PATIENCE, Member, Members
+from executor.core.members import Member, Members
 from executor.core.model import WorkerId
 from executor.network import Network
 from worker_agent import processes, protocol
@@ -115,11 +115,13 @@ Event = Joined | Reported | Gone
 class Agents:
     """All agents of a hub."""
 
-    def __init__(self, session: str, directories: local.SessionDirectories, epoll: select.epoll) -> None:
+    def __init__(
+        self, session: str, directories: local.SessionDirectories, epoll: select.epoll, lease: float
+    ) -> None:
         self._session = session
         self._directories = directories
         self._epoll = epoll
-        self._members = Members(session)
+        self._members = Members(session, lease)
         self._workers: dict[WorkerId, Worker] = {}
         self._by_pidfd: dict[int, Worker] = {}
         self._ended: list[Worker] = []
@@ -299,7 +301,7 @@ class Agents:
         """One that was started here is ended, which is noticed; one elsewhere has ended its tasks, or will not."""
         assert worker.member is not None
         if worker.launch is None:
-            yield self._lose(worker, f"nothing was heard of it for {PATIENCE:g} s")
+            yield self._lose(worker, f"nothing was heard of it for {worker.member.patience:g} s")
             return
         log.warning("the agent on %s (process %d) says nothing; it is ended", worker.host, worker.launch.process.pid)
         worker.member.heard = now

@@ -11,21 +11,31 @@ import sys
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
-from concurrent.futures._base import _result_or_cancel  # type: ignore[attr-defined]
 from typing import Any, NoReturn
 
-import cloudpickle
-
 from executor.agents import Invitation, WorkerInfo
+from executor.checks import (
+    SHORTEST_LEASE,
+    check_agents,
+    check_context,
+    check_duration,
+    check_initializer,
+    check_map,
+    check_max_tasks,
+    check_preload,
+    check_program_call,
+    check_workers,
+)
+from executor.core.members import LEASE
 from executor.core.model import Task
-from executor.errors import OptionValueError, SerializationError
+from executor.errors import OptionValueError
 from executor.future import TaskFuture
 from executor.hub import Hub
-from executor.options import DEVNULL, Stream, TaskOptions, make_options, parse_duration
-from executor.outcome import Function, Request, pack_arguments
+from executor.mapping import chain, results_of
+from executor.options import DEVNULL, Stream, TaskOptions, is_text, make_options
+from executor.outcome import Function, Request, pack_arguments, pack_initializer
 from executor.program import Program
 from worker_agent import processes, protocol
 
@@ -111,13 +121,13 @@ class _Tasks(Executor):
             None: the iterables are read at once.
         :raises ValueError, TypeError: a chunksize or buffersize below 1, or a buffersize that is no int.
         """
-        _check_map(chunksize, buffersize)
+        check_map(chunksize, buffersize)
         arguments = zip(*iterables, strict=False)
         if chunksize > 1:
             chunks: Iterator[Any] = iter(lambda: list(itertools.islice(arguments, chunksize)), [])
             submit = _submitter(weakref.ref(self), fn, chunk=True)
-            return _chain(_results(submit, chunks, timeout, buffersize))
-        return _results(_submitter(weakref.ref(self), fn, chunk=False), arguments, timeout, buffersize)
+            return chain(results_of(submit, chunks, timeout, buffersize))
+        return results_of(_submitter(weakref.ref(self), fn, chunk=False), arguments, timeout, buffersize)
 
 
 class HPCExecutor(_Tasks):
@@ -134,6 +144,8 @@ class HPCExecutor(_Tasks):
     :param kill_grace: seconds between a signal to a task (time limit, kill) and SIGKILL.
     :param agents: how many agents are started on this machine; they share ``max_workers`` evenly. 0: none, all
         are invited.
+    :param lease: a duration, at least 1 s: an agent elsewhere that is so long without contact ends its tasks; half
+        as long after that they are given to others.
     :raises TypeError, ValueError: for arguments that make no sense.
 
     After ``concurrent.futures.ProcessPoolExecutor``; ``options``, :class:`TaskFuture` and programs are added.
@@ -150,14 +162,17 @@ class HPCExecutor(_Tasks):
         preload: Sequence[str] = (),
         kill_grace: float = 2.0,
         agents: int = 1,
+        lease: float | str = LEASE,
     ) -> None:
-        self._max_workers = _check_workers(max_workers)
-        self._start_method = _check_context(mp_context)
-        self._initializer = _check_initializer(initializer, initargs)
-        self._max_tasks = _check_max_tasks(max_tasks_per_child)
-        self._preload = _check_preload(preload)
-        self._kill_grace = parse_duration(kill_grace)
-        self._agents = _check_agents(agents, self._max_workers)
+        self._max_workers = check_workers(max_workers)
+        self._start_method = check_context(mp_context)
+        check_initializer(initializer)
+        self._initializer = None if initializer is None else pack_initializer(initializer, initargs)
+        self._max_tasks = check_max_tasks(max_tasks_per_child)
+        self._preload = check_preload(preload)
+        self._kill_grace = check_duration("kill_grace", kill_grace)
+        self._agents = check_agents(agents, self._max_workers)
+        self._lease = check_duration("lease", lease, SHORTEST_LEASE)
         self._options = TaskOptions()
         self._settings = _settings(self._options, self._kill_grace)
         self._lock = threading.Lock()
@@ -206,7 +221,7 @@ class HPCExecutor(_Tasks):
         """
         if isinstance(n, bool) or not isinstance(n, int) or n < 1:
             raise ValueError(f"n={n!r}: expected a number of agents, 1 or more")
-        return self._open_hub().invite(n, parse_duration(expires), host, port)
+        return self._open_hub().invite(n, check_duration("expires", expires), host, port)
 
     def workers(self) -> list[WorkerInfo]:
         """The agents that have joined until now."""
@@ -228,7 +243,7 @@ class HPCExecutor(_Tasks):
         request = Request(future, options, view._settings, environment, chunk=chunk)
         try:
             if program is not None:
-                _check_program_call(program, args, kwargs)
+                check_program_call(program, args, kwargs)
                 request.program = program
             else:
                 request.function = packed or hub.functions.pack(fn)
@@ -269,7 +284,7 @@ class HPCExecutor(_Tasks):
             return self._hub
 
     def _start_hub(self) -> Hub:
-        hub = Hub(_divide(self._max_workers, self._agents), self._kill_grace)
+        hub = Hub(_divide(self._max_workers, self._agents), self._kill_grace, self._lease)
         hub.start()
         _hubs.add(hub)
         weakref.finalize(self, _close_unless_forked, os.getpid(), hub).atexit = False
@@ -296,16 +311,16 @@ class HPCExecutor(_Tasks):
         for name, text in changes:
             if text is None:
                 env.pop(name, None)
-        raw = {name: text for name, text in env.items() if not (_is_text(name) and _is_text(text))}
+        raw = {name: text for name, text in env.items() if not (is_text(name) and is_text(text))}
         env = {name: text for name, text in env.items() if name not in raw}
-        if not _is_text(directory):
+        if not is_text(directory):
             raise OptionValueError(f"the working directory {directory!r} has a name that is not UTF-8: go elsewhere")
         prepared = protocol.Prepare(
             environment=next(self._environment_numbers), python=processes.this_python(), start=start,
-            max_tasks=self._max_tasks or 0, cwd=directory, path=[each for each in sys.path if _is_text(each)], env=env,
+            max_tasks=self._max_tasks or 0, cwd=directory, path=[each for each in sys.path if is_text(each)], env=env,
             raw=[(os.fsencode(name), os.fsencode(text)) for name, text in raw.items()], preload=self._preload,
             initializer=self._initializer,
-            authkey=_authkey(), argv=[each for each in sys.argv if _is_text(each)],
+            authkey=_authkey(), argv=[each for each in sys.argv if is_text(each)],
             version=platform.python_version(),
         )  # fmt: skip
         assert self._hub is not None
@@ -382,93 +397,12 @@ class BoundExecutor(_Tasks):
         self._executor.shutdown(wait, cancel_futures=cancel_futures)
 
 
-# --- what the constructor takes ---------------------------------------------------------------------------------------
-
-
-def _check_workers(max_workers: int | None) -> int:
-    if max_workers is None:
-        return processes.usable_cpus()
-    if isinstance(max_workers, bool) or not isinstance(max_workers, int):
-        raise TypeError(f"max_workers={max_workers!r}: expected an int, or None for all usable CPUs")
-    if max_workers <= 0:
-        raise ValueError(f"max_workers must be greater than 0, not {max_workers}")
-    return max_workers
-
-
-def _check_context(context: Any) -> str:
-    if context is None:
-        return "fork"
-    if not hasattr(context, "get_start_method"):
-        raise TypeError(f"mp_context={context!r}: expected a context as of multiprocessing.get_context(), or None")
-    return "spawn" if context.get_start_method() == "spawn" else "fork"
-
-
-def _check_initializer(initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> bytes | None:
-    if initializer is None:
-        return None
-    if not callable(initializer):
-        raise TypeError("initializer must be a callable")
-    try:
-        return cloudpickle.dumps((initializer, tuple(initargs)), protocol=5)  # type: ignore[no-any-return]
-    except Exception as error:
-        raise SerializationError(f"the initializer or its initargs cannot be pickled: {error}") from error
-
-
-def _check_agents(agents: Any, max_workers: int) -> int:
-    if isinstance(agents, bool) or not isinstance(agents, int):
-        raise TypeError(f"agents={agents!r}: expected a number of agents on this machine, such as 2")
-    if not 0 <= agents <= max_workers:
-        raise ValueError(f"agents={agents}: expected 0 to max_workers={max_workers}; each runs one task at least")
-    return agents
+# --- small things -----------------------------------------------------------------------------------------------------
 
 
 def _divide(workers: int, agents: int) -> list[int]:
     """How many tasks each agent runs at a time."""
     return [workers // agents + (number < workers % agents) for number in range(agents)]
-
-
-def _check_max_tasks(max_tasks: int | None) -> int | None:
-    if max_tasks is None:
-        return None
-    if isinstance(max_tasks, bool) or not isinstance(max_tasks, int):
-        raise TypeError(f"max_tasks_per_child must be an integer or None, not {max_tasks!r}")
-    if max_tasks <= 0:
-        raise ValueError(f"max_tasks_per_child must be >= 1, not {max_tasks}")
-    return max_tasks
-
-
-def _check_preload(preload: Sequence[str]) -> list[str]:
-    if isinstance(preload, str) or not all(isinstance(name, str) for name in preload):
-        raise TypeError(f"preload={preload!r}: expected a list of names of modules, such as ['numpy']")
-    return list(preload)
-
-
-def _check_map(chunksize: int, buffersize: int | None) -> None:
-    if chunksize < 1:
-        raise ValueError("chunksize must be >= 1.")
-    if buffersize is not None and not isinstance(buffersize, int):
-        raise TypeError("buffersize must be an integer or None")
-    if buffersize is not None and buffersize < 1:
-        raise ValueError("buffersize must be None or > 0")
-
-
-def _is_text(value: object) -> bool:
-    """Whether it can be sent as text; file names and variables of other encodings cannot."""
-    try:
-        return isinstance(value, str) and bool(value.encode() or True)
-    except UnicodeEncodeError:
-        return False
-
-
-def _check_program_call(program: Program, args: Any, kwargs: dict[str, Any]) -> None:
-    for position, word in enumerate(program.argv):
-        if not _is_text(word):
-            raise ValueError(f"argv[{position}] of {program!r} is not UTF-8: rename the file, or let a script name it")
-    if args or kwargs:
-        raise TypeError("a Program takes no arguments when it is called or submitted: they are part of its argv")
-
-
-# --- small things -----------------------------------------------------------------------------------------------------
 
 
 def _name(fn: Any) -> str:
@@ -517,40 +451,3 @@ def _submitter(view: weakref.ref[_Tasks], fn: Callable[..., Any], *, chunk: bool
         return owner._submit(executor, fn, args, {}, packed[0], chunk=True)
 
     return submit
-
-
-def _results(
-    submit: Callable[[Any], TaskFuture | None], arguments: Iterator[Any], timeout: float | None, buffersize: int | None
-) -> Iterator[Any]:
-    end = None if timeout is None else time.monotonic() + timeout
-    futures = deque(submit(args) for args in itertools.islice(arguments, buffersize))
-
-    def results() -> Iterator[Any]:
-        try:
-            while futures:
-                if buffersize is not None:
-                    _submit_next(submit, arguments, futures)
-                # popped here, so that no reference to a result is left behind
-                yield _result_or_cancel(futures.popleft(), None if end is None else end - time.monotonic())
-        finally:
-            for future in futures:
-                if future is not None:
-                    future.cancel()
-
-    return results()
-
-
-def _submit_next(
-    submit: Callable[[Any], TaskFuture | None], arguments: Iterator[Any], futures: deque[TaskFuture | None]
-) -> None:
-    for args in itertools.islice(arguments, 1):
-        future = submit(args)
-        if future is not None:
-            futures.append(future)
-
-
-def _chain(chunks: Iterator[list[Any]]) -> Iterator[Any]:
-    for chunk in chunks:
-        chunk.reverse()
-        while chunk:
-            yield chunk.pop()

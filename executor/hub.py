@@ -44,7 +44,7 @@ FUNCTIONS_KEPT = 1000
 class Hub:
     """Everything behind an executor. Public methods may be called from any thread."""
 
-    def __init__(self, slots: Sequence[int], kill_grace: float) -> None:
+    def __init__(self, slots: Sequence[int], kill_grace: float, lease: float) -> None:
         """``slots``: for each agent to be started here, how many tasks it runs at a time."""
         self.session = secrets.token_hex(16)
         self.directories = local.SessionDirectories()
@@ -76,7 +76,7 @@ class Hub:
         self._failed_launches = 0
         self._answers: dict[int, list[queue.SimpleQueue[bool]]] = {}
         self._epoll = select.epoll()
-        self._agents = Agents(self.session, self.directories, self._epoll)
+        self._agents = Agents(self.session, self.directories, self._epoll, lease)
         self._thread = threading.Thread(target=self._run, name="hpc-executor-hub", daemon=True)
 
     # --- any thread ---------------------------------------------------------------------------------------------------

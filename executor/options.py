@@ -280,7 +280,7 @@ def _read_variable(name: object, text: object) -> tuple[str, str | None]:
     if text is not None and not isinstance(text, str):
         kind = type(text).__name__
         raise TypeError(f"the value of {name!r} is of type {kind}, not text; use str(), or None to unset it")
-    if not _is_text(name) or not _is_text(text or ""):
+    if not is_text(name) or not is_text(text or ""):
         raise ValueError(f"the variable {_repr.repr(name)} or its value is not UTF-8 text, and cannot be sent")
     if text is not None and "\0" in text:
         raise ValueError(
@@ -289,7 +289,8 @@ def _read_variable(name: object, text: object) -> tuple[str, str | None]:
     return str(name), None if text is None else str(text)
 
 
-def _is_text(word: str) -> bool:
+def is_text(word: str) -> bool:
+    """Whether it can be sent as text; file names and variables of other encodings cannot."""
     return word.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in word)
 
 
@@ -303,7 +304,7 @@ def _read_path(value: object, expected: str = "expected a path (str or os.PathLi
     if not isinstance(value, str | os.PathLike):
         raise TypeError(expected)
     path = os.fsdecode(value)
-    if not path or "\0" in path or not _is_text(path):
+    if not path or "\0" in path or not is_text(path):
         raise ValueError(f"{expected} that is not empty, is UTF-8 and has no NUL character")
     return _absolute(path)
 

@@ -100,6 +100,14 @@ def pack_arguments(
         raise _blame_argument(args, kwargs, error) from error
 
 
+def pack_initializer(initializer: Callable[..., object], args: Sequence[Any]) -> bytes:
+    """The pickle of ``(initializer, args)``. Raises SerializationError."""
+    try:
+        return cloudpickle.dumps((initializer, tuple(args)), protocol=5)  # type: ignore[no-any-return]  # has no types
+    except Exception as error:
+        raise SerializationError(f"the initializer or its initargs cannot be pickled: {error}") from error
+
+
 def _pack_chunk(
     calls: list[tuple[Any, ...]], payloads: Payloads
 ) -> tuple[protocol.Payload, Sequence[protocol.Stored]]:

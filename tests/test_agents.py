@@ -80,10 +80,8 @@ def test_an_agent_that_stays_silent_is_ended_and_its_tasks_run_elsewhere(
     new_executor: Callable[..., HPCExecutor], gate: Any, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
     """C4: stopped for good, and nobody knows. Nothing of it runs when the next attempt starts."""
-    monkeypatch.setattr(members, "PATIENCE", 1.0)
-    monkeypatch.setattr(members, "LEASE", 0.5)
-    monkeypatch.setattr(members.Members.__init__, "__defaults__", (0.5, 1.0))
-    executor = new_executor(1)
+    monkeypatch.setattr(members, "LOCAL_PATIENCE", 1.0)
+    executor = new_executor(1, lease=1)
     future = executor.submit(pass_gate, *gate.paths)
     [pid] = gate.wait_arrivals(1)
     os.kill(agent_of(pid), signal.SIGSTOP)

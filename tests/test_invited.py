@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -21,7 +22,6 @@ from test_agents import agent_of
 from waiting import wait_until
 
 from executor import HPCExecutor, Program
-from executor.core import members
 
 Join = Callable[..., "subprocess.Popen[str]"]
 
@@ -45,12 +45,6 @@ def join(tmp_path: Path) -> Iterator[Join]:
 def gone(pid: int) -> bool:
     """Whether there is no such process any more."""
     return not os.path.exists(f"/proc/{pid}")
-
-
-@pytest.fixture
-def short_lease(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A lease of a second, and a hub that waits two."""
-    monkeypatch.setattr(members.Members.__init__, "__defaults__", (1.0, 2.0))
 
 
 def test_agents_join_over_the_network_and_leave_with_the_executor(
@@ -125,10 +119,10 @@ def test_an_invitation_that_has_expired_lets_nobody_in(join: Join, new_executor:
 
 
 def test_an_agent_that_was_stopped_for_too_long_is_fenced_and_joins_anew(
-    join: Join, new_executor: Callable[..., HPCExecutor], gate: Any, short_lease: None
+    join: Join, new_executor: Callable[..., HPCExecutor], gate: Any
 ) -> None:
     """C4: its task runs elsewhere, what it still ran ends when it wakes, and it is of use again."""
-    executor = new_executor(1, agents=0)
+    executor = new_executor(1, agents=0, lease=1)
     join(executor.invite(1, host="127.0.0.1"))
     future = executor.submit(pass_gate_of, gate.paths)
     [first] = gate.wait_arrivals(1)
@@ -150,9 +144,7 @@ def test_nothing_is_left_of_a_client_that_was_killed(
     """E1: within the lease its tasks have ended, and then the agent leaves."""
     client = start_script(textwrap.dedent(f"""
         from executor import HPCExecutor, Program
-        from executor.core import members
-        members.Members.__init__.__defaults__ = (1.0, 2.0)
-        executor = HPCExecutor(1, agents=0)
+        executor = HPCExecutor(1, agents=0, lease=1)
         print(executor.invite(host="127.0.0.1").path, flush=True)
         executor.submit(Program(["sh", "-c", "echo $$ > {tmp_path}/pid; exec sleep 600"])).result()
     """))
@@ -167,3 +159,9 @@ def test_nothing_is_left_of_a_client_that_was_killed(
     assert "has not answered" in told
     new_executor(1).submit(pow, 2, 3).result(PATIENCE)  # S12: the next one removes what is left of dead ones
     assert not os.path.exists(path)
+
+
+@pytest.mark.parametrize("wrong", [0, 0.9, "500ms", -1, "soon", None])
+def test_a_lease_that_makes_no_sense_is_refused(wrong: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match=re.escape(f"lease={wrong!r}")):
+        HPCExecutor(1, lease=wrong)

@@ -1,7 +1,7 @@
 """Who belongs to the hub: hellos, epochs, who was heard when, and the conversation with each. Pure.
 
 Rule 1: an agent has one epoch at a time, a number that was never given before; a frame counts if its epoch is current.
-Rule 2: an agent that was not heard for ``patience`` seconds is lost; its epoch is over, and never comes back.
+Rule 2: an agent that was not heard for its ``patience`` is lost; its epoch is over, and never comes back.
 Rule 3: ``patience`` is longer than the lease, after which the agent has ended its tasks: no two attempts overlap.
 """
 
@@ -16,21 +16,27 @@ from worker_agent.link import Link
 
 #: Seconds without contact after which an agent elsewhere ends its tasks.
 LEASE = 30.0
-#: Seconds without contact after which the hub gives the tasks of an agent to others.
-PATIENCE = 45.0
+#: The hub gives the tasks of an agent to others when nothing was heard of it for so many times its lease.
+PATIENCE_PER_LEASE = 1.5
+#: An agent on this machine has no lease: it is ended if nothing was heard of it for so many seconds.
+LOCAL_PATIENCE = 45.0
 #: How often in the time of a lease an agent says something.
 BEATS_PER_LEASE = 6
 
 
 @dataclass(slots=True, eq=False)
 class Member:
-    """An agent that has joined, in one epoch. ``route`` is the caller's way to it."""
+    """An agent that has joined, in one epoch.
+
+    ``route`` is the caller's way to it; after ``patience`` seconds of silence it is lost.
+    """
 
     epoch: int
     worker: WorkerId
     hello: protocol.Hello
     route: Any
     heard: float
+    patience: float
     link: Link = field(default_factory=lambda: Link(protocol.encode_message))
     echo: float = 0.0
 
@@ -38,12 +44,10 @@ class Member:
 class Members:
     """All agents that have joined and are not lost."""
 
-    def __init__(self, session: str, lease: float = LEASE, patience: float = PATIENCE) -> None:
-        if patience <= lease:
-            raise ValueError(f"patience={patience}: expected more than the lease of {lease} s")
+    def __init__(self, session: str, lease: float = LEASE) -> None:
         self._session = session
         self._lease = lease
-        self._patience = patience
+        self._patience = PATIENCE_PER_LEASE * lease
         self._epochs = 0
         #: when :meth:`silent` was asked last
         self._asked = 0.0
@@ -59,7 +63,8 @@ class Members:
     ) -> tuple[Member, bytes]:
         """A new member, and its welcome."""
         self._epochs += 1
-        member = Member(self._epochs, worker, hello, route, now, echo=clock)
+        patience = self._patience if leased else LOCAL_PATIENCE
+        member = Member(self._epochs, worker, hello, route, now, patience, echo=clock)
         self._by_epoch[member.epoch] = self._by_name[hello.name] = self._by_process[hello.process] = member
         return member, self.welcome(member, leased=leased)
 
@@ -127,7 +132,7 @@ class Members:
         if stood_still:
             for member in self._by_epoch.values():
                 member.heard = now
-        return [member for member in self._by_epoch.values() if now >= member.heard + self._patience]
+        return [member for member in self._by_epoch.values() if now >= member.heard + member.patience]
 
     def remove(self, member: Member) -> None:
         """Its epoch is over."""
@@ -137,7 +142,7 @@ class Members:
 
     def due(self) -> float | None:
         """When :meth:`silent` and :meth:`take` should be asked again."""
-        times = [member.heard + self._patience for member in self._by_epoch.values()]
+        times = [member.heard + member.patience for member in self._by_epoch.values()]
         if times:
             times.append(self._asked + self._patience / 6)
         times += [time for member in self._by_epoch.values() if (time := member.link.due()) is not None]

@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
-from executor.core.members import LEASE, PATIENCE, Member, Members
+from executor.core.members import LEASE, PATIENCE_PER_LEASE, Member, Members
 from executor.core.model import WorkerId
 from worker_agent import protocol
 from worker_agent.link import RESEND_AFTER
 from worker_agent.protocol import Fence, Finished, Hello, Recall, Refuse, Welcome
 
+PATIENCE = PATIENCE_PER_LEASE * LEASE
 W1, W2 = WorkerId(1), WorkerId(2)
 DONE = Finished(7, 1, protocol.VALUE)
 
@@ -69,9 +70,20 @@ def test_refusals_and_fences_say_whom_they_mean(members: Members) -> None:
     assert protocol.decode_orders(members.fence(3)).messages == [Fence(3)]
 
 
-def test_the_lease_must_be_shorter_than_the_patience() -> None:
-    with pytest.raises(ValueError, match=r"patience=30\.0: expected more than the lease of 30\.0 s"):
-        Members("session", lease=30.0, patience=30.0)
+def test_the_hub_waits_longer_than_the_lease_that_it_gives() -> None:
+    members = Members("session", lease=4.0)
+    member = join(members)
+    [welcome] = protocol.decode_orders(members.welcome(member, leased=True)).messages
+    assert isinstance(welcome, protocol.Welcome)
+    assert (welcome.lease, member.patience) == (4.0, 6.0)
+
+
+def test_an_agent_of_this_machine_has_no_lease_and_a_patience_that_no_lease_shortens() -> None:
+    members = Members("session", lease=1.0)
+    member, _ = members.join(make_hello(), W1, "route", 100.0, 0.0, leased=False)
+    [welcome] = protocol.decode_orders(members.welcome(member, leased=False)).messages
+    assert isinstance(welcome, protocol.Welcome)
+    assert (welcome.lease, member.patience) == (None, 45.0)
 
 
 # ---- late hellos

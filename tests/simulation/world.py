@@ -14,7 +14,7 @@ from collections import Counter, deque
 from typing import Any
 
 from executor.core import effects
-from executor.core.members import LEASE, PATIENCE, Member, Members
+from executor.core.members import LEASE, PATIENCE_PER_LEASE, Member, Members
 from executor.core.model import Task, WorkerId
 from executor.core.scheduler import Scheduler
 from worker_agent import link, protocol
@@ -27,6 +27,7 @@ FAULTS = (
     "slow kill", "hub stop", "small window", "bad environment", "bulk",
 )  # fmt: skip
 #: Seconds that a clock of 1 % error makes of a lease, and the longest kill that ends before the hub's patience does.
+PATIENCE = PATIENCE_PER_LEASE * LEASE
 WORST_LEASE = LEASE * 1.011
 LONGEST_KILL = PATIENCE - WORST_LEASE - 0.5
 #: Simulated seconds, beyond the work that there is, after which all must have ended once the faults are over.
@@ -439,7 +440,8 @@ class Hub:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.members = Members(SESSION, world.lease, PATIENCE)
+        self.members = Members(SESSION, LEASE)
+        self.members._lease = world.lease
         self.core = Scheduler()
         self.by_worker: dict[WorkerId, Member] = {}
         self.workers = 0
