@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 
-import psutil  # type: ignore[import-untyped]
+import psutil  # type: ignore[import-untyped]  # it ships no types
 
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 _ANY = ("0.0.0.0", "::")  # noqa: S104  asked for by the user only

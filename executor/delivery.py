@@ -18,9 +18,9 @@ from collections import deque
 from typing import Any
 
 from executor import outcome
+from executor.calls import Request
 from executor.errors import RemoteError
 from executor.options import FORWARD
-from executor.outcome import Request
 from worker_agent.protocol import Finished, Output, Started
 
 log = logging.getLogger("executor")

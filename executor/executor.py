@@ -16,6 +16,7 @@ from concurrent.futures import Executor
 from typing import Any, NoReturn
 
 from executor.agents import Invitation, WorkerInfo
+from executor.calls import Request, pack_arguments, pack_initializer
 from executor.checks import (
     SHORTEST_LEASE,
     check_agents,
@@ -31,11 +32,11 @@ from executor.checks import (
 from executor.core.members import LEASE
 from executor.core.model import Task
 from executor.errors import OptionValueError
+from executor.functions import Function
 from executor.future import TaskFuture
 from executor.hub import Hub
 from executor.mapping import chain, results_of
 from executor.options import DEVNULL, Stream, TaskOptions, is_text, make_options
-from executor.outcome import Function, Request, pack_arguments, pack_initializer
 from executor.program import Program
 from worker_agent import processes, protocol
 

@@ -22,12 +22,14 @@ from typing import Any
 
 from executor import local
 from executor.agents import STOP_PATIENCE, Agents, Gone, Invitation, Joined, Reported, Worker, WorkerInfo
+from executor.calls import Request
 from executor.core import effects
 from executor.core.model import Task, WorkerId
 from executor.core.scheduler import Scheduler
 from executor.delivery import CANCELLED, Delivery, settle_at_once
 from executor.errors import AgentFailed, ExecutorTerminated, InitializerFailed
-from executor.outcome import Function, Functions, Request, discard
+from executor.functions import Function, Functions
+from executor.outcome import discard
 from executor.payloads import Payloads
 from worker_agent import protocol
 

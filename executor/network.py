@@ -21,7 +21,7 @@ import zmq
 from zmq.utils import z85
 
 from executor import addresses
-from executor.addresses import ListenError as ListenError
+from executor.addresses import ListenError
 from worker_agent.dialing import COMMON_OPTIONS, MESSAGE_LIMIT, Attempt, agent_socket
 
 log = logging.getLogger("executor")

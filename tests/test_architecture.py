@@ -32,9 +32,9 @@ IMPURE = {
 }  # fmt: skip
 #: Loaded by each fresh interpreter, where nothing of ours need be installed.
 IN_INTERPRETERS = {
-    "worker_agent", "worker_agent.channel", "worker_agent.descriptors", "worker_agent.interpreter",
-    "worker_agent.processes", "worker_agent.runner",
-    "worker_agent.store", "worker_agent.template",
+    "worker_agent", "worker_agent.bodies", "worker_agent.channel", "worker_agent.descriptors",
+    "worker_agent.interpreter", "worker_agent.processes", "worker_agent.runner", "worker_agent.store",
+    "worker_agent.template",
 }  # fmt: skip
 PICKLERS = {"cloudpickle", "dill", "marshal", "pickle", "shelve"}
 
@@ -135,7 +135,7 @@ def test_a_module_with_few_users_keeps_them_few(name: str, importers: set[str]) 
 
 
 def test_the_client_uses_of_the_agent_what_both_sides_share() -> None:
-    names = ("dialing", "link", "output", "processes", "protocol", "runner", "store")
+    names = ("bodies", "dialing", "link", "output", "processes", "protocol", "runner", "store")
     shared = {f"worker_agent.{name}" for name in names}
     used = {each for name in modules("executor") for each in ours(name) if each.startswith("worker_agent")}
     assert used - {"worker_agent", "worker_agent.interpreter"} <= shared
@@ -160,15 +160,15 @@ def names_used(name: str, module: str) -> set[str]:
     return used
 
 
-def test_on_the_side_of_the_user_one_module_pickles() -> None:
+def test_on_the_side_of_the_user_few_modules_pickle() -> None:
     importers = {name for name in modules("executor") if foreign(name) & PICKLERS}
-    assert importers == {"executor.outcome", "executor.errors"}
+    assert importers == {"executor.calls", "executor.errors", "executor.functions", "executor.outcome"}
     assert names_used("executor.errors", "pickle") == {"SerializationError: PicklingError"}
 
 
-def test_on_the_side_of_the_agent_only_the_runner_pickles() -> None:
+def test_on_the_side_of_the_agent_only_what_runs_in_interpreters_pickles() -> None:
     importers = {name for name in modules("worker_agent") if "pickle" in foreign(name)}
-    assert importers == {"worker_agent.runner"}
+    assert importers == {"worker_agent.bodies", "worker_agent.runner"}
     # to know where it lies, for interpreters that have none
     assert names_used("worker_agent.agent", "cloudpickle") == {"Agent: __file__"}
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from worker_agent import channel
+from worker_agent import channel, descriptors
 from worker_agent.channel import Broken, Ended, Exited, Forked, GarbledReport, Report, Started, Task, unpack_report
 
 SETTINGS = settings(
@@ -81,7 +81,7 @@ def test_names_that_are_no_utf8_arrive_as_they_were() -> None:
 
 
 def test_a_task_that_is_too_large_for_a_message_lies_in_a_file(tmp_path: Path) -> None:
-    task = Task(1, 2, 3, b"", b"x" * channel.MESSAGE_LIMIT, [], False, None, {}, None, None)
+    task = Task(1, 2, 3, b"", b"x" * descriptors.MESSAGE_LIMIT, [], False, None, {}, None, None)
     message = channel.pack_task(task, [str(tmp_path)])
     assert len(message) < 1000
     assert Task(*channel.unpack_task(message)) == task
@@ -112,17 +112,17 @@ def test_a_report_holds_bytes_of_its_own() -> None:
 
 
 def test_what_is_too_long_about_a_broken_interpreter_is_cut_so_that_it_arrives() -> None:
-    message = channel.pack_broken(Broken(7, "x" * channel.MESSAGE_LIMIT, b"e" * channel.MESSAGE_LIMIT))
-    assert len(message) <= channel.MESSAGE_LIMIT
+    message = channel.pack_broken(Broken(7, "x" * descriptors.MESSAGE_LIMIT, b"e" * descriptors.MESSAGE_LIMIT))
+    assert len(message) <= descriptors.MESSAGE_LIMIT
     report = read(message)
     assert isinstance(report, Broken)
-    assert (len(report.text), report.error) == (channel.MESSAGE_LIMIT // 4, b"")
+    assert (len(report.text), report.error) == (descriptors.MESSAGE_LIMIT // 4, b"")
 
 
 def test_the_longest_error_that_is_kept_fits_beside_the_longest_text() -> None:
-    error = b"e" * (channel.MESSAGE_LIMIT // 2)
-    message = channel.pack_broken(Broken(7, "\u20ac" * channel.MESSAGE_LIMIT, error))
-    assert len(message) <= channel.MESSAGE_LIMIT
+    error = b"e" * (descriptors.MESSAGE_LIMIT // 2)
+    message = channel.pack_broken(Broken(7, "\u20ac" * descriptors.MESSAGE_LIMIT, error))
+    assert len(message) <= descriptors.MESSAGE_LIMIT
     report = read(message)
     assert isinstance(report, Broken)
     assert report.error == error

@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 
 from executor import delivery as module
+from executor.calls import Request
 from executor.core.effects import Lost, Refused
 from executor.delivery import CANCELLED, Delivery, deliver, settle_at_once, show
 from executor.errors import EnvironmentFailed, RemoteError, TaskLost
 from executor.future import TaskFuture
 from executor.options import CAPTURE, TaskOptions, make_options
-from executor.outcome import Request
-from worker_agent import protocol, runner, store
+from worker_agent import bodies, protocol, store
 from worker_agent.protocol import ERROR, EXITED, NOT_STARTED, VALUE, Finished, Output, Started, Tail
 
 #: Seconds after which a test that waits has failed; none waits as long when all is well.
@@ -132,7 +132,7 @@ def test_a_result_is_held_by_nothing_but_its_future() -> None:
 
 
 def plain(result: Any, **rest: Any) -> Finished:
-    return Finished(1, 1, VALUE, runner.PLAIN + pickle.dumps(result), pid=7, started=1.0, ended=2.0, **rest)
+    return Finished(1, 1, VALUE, bodies.PLAIN + pickle.dumps(result), pid=7, started=1.0, ended=2.0, **rest)
 
 
 def test_a_plain_value_completes_its_future_at_once() -> None:
@@ -158,7 +158,7 @@ def test_a_plain_value_completes_a_future_that_somebody_waits_for() -> None:
         pytest.param(value([1]), id="a pickle that may run code"),
         pytest.param(plain(1, stdout=Tail()), id="output that is to be shown"),
         pytest.param(plain(1, stderr=Tail()), id="errors that are to be shown"),
-        pytest.param(Finished(1, 1, ERROR, runner.PLAIN + pickle.dumps(1)), id="no value"),
+        pytest.param(Finished(1, 1, ERROR, bodies.PLAIN + pickle.dumps(1)), id="no value"),
         pytest.param(Finished(1, 1, VALUE, b""), id="nothing"),
     ],
 )

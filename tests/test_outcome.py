@@ -16,6 +16,7 @@ import msgspec
 import pytest
 
 from executor import outcome
+from executor.calls import Request, pack_arguments
 from executor.core.effects import Lost, Refused
 from executor.errors import (
     EnvironmentFailed,
@@ -30,12 +31,13 @@ from executor.errors import (
     TaskLost,
     TaskTimeout,
 )
+from executor.functions import Function, Functions
 from executor.future import TaskFuture
 from executor.options import TaskOptions, make_options
-from executor.outcome import Functions, Request, pack_arguments, unpack
+from executor.outcome import unpack
 from executor.payloads import Payloads
 from executor.program import Program
-from worker_agent import protocol, runner, store
+from worker_agent import bodies, protocol, store
 from worker_agent.protocol import (
     COMPLETED,
     ERROR,
@@ -79,7 +81,7 @@ def load(packed: tuple[Any, Any]) -> Any:
     """What a task's interpreter gets of packed arguments."""
     payload, buffers = packed
     plain = payload if isinstance(payload, bytes) else (payload.path, payload.size)
-    return runner.load(plain, [(stored.path, stored.size) for stored in buffers])
+    return bodies.load(plain, [(stored.path, stored.size) for stored in buffers])
 
 
 # ---- arguments
@@ -254,7 +256,7 @@ def in_main(source: str, **names: Any) -> dict[str, Any]:
     return namespace
 
 
-def called(packed: outcome.Function, *args: Any) -> Any:
+def called(packed: Function, *args: Any) -> Any:
     """What a task gets when it calls the function."""
     assert isinstance(packed.body, bytes)
     return pickle.loads(packed.body)(*args)
@@ -482,7 +484,7 @@ def told(request: Request, finished: Finished) -> tuple[Any, BaseException | Non
 
 
 def value_of(value: Any, directory: str) -> Any:
-    ok, body = runner.dump_value(value, [directory])
+    ok, body = bodies.dump_value(value, [directory])
     assert ok
     result, error = told(new_request(), ended(VALUE, body))
     assert error is None
@@ -494,7 +496,7 @@ def error_of(call: Callable[[], Any], directory: str) -> BaseException:
     try:
         call()
     except BaseException as raised:
-        body = runner.dump_error(raised, [directory])
+        body = bodies.dump_error(raised, [directory])
     result, error = told(new_request(), ended(ERROR, body))
     assert result is None
     assert error is not None
@@ -534,7 +536,7 @@ class LoadsBadly:
 
 
 def test_a_result_that_cannot_be_unpickled_is_the_error_of_its_future(directory: str) -> None:
-    ok, body = runner.dump_value([LoadsBadly(), b"x" * (3 * LARGE)], [directory])
+    ok, body = bodies.dump_value([LoadsBadly(), b"x" * (3 * LARGE)], [directory])
     assert ok
     result, error = told(new_request(), ended(VALUE, body))
     assert (result, type(error), str(error)) == (None, RuntimeError, "loading failed")
@@ -544,7 +546,7 @@ def test_a_result_that_cannot_be_unpickled_is_the_error_of_its_future(directory:
 
 
 def test_a_result_that_cannot_be_pickled_is_named_by_its_type(directory: str) -> None:
-    ok, body = runner.dump_value(Opaque(), [directory])
+    ok, body = bodies.dump_value(Opaque(), [directory])
     assert not ok
     _, error = told(new_request(), ended(ERROR, body))
     assert isinstance(error, SerializationError)
@@ -696,7 +698,7 @@ def test_an_exception_that_can_be_rebuilt_only_there_is_told_as_it_was(
         try:
             raise Licence("none is left")
         except Licence as raised:
-            body = runner.dump_error(raised, [directory])
+            body = bodies.dump_error(raised, [directory])
             raise
     assert isinstance(told(new_request(), ended(ERROR, body))[1], Licence)
     monkeypatch.setattr(Licence, "where", "here")
@@ -716,7 +718,7 @@ def test_a_description_that_is_garbage_is_told() -> None:
 
 def test_the_files_of_an_outcome_that_nobody_wants_are_removed(directory: str) -> None:
     for value in (b"x" * (3 * LARGE), bytearray(LARGE), 5):
-        outcome.discard(ended(VALUE, runner.dump_value(value, [directory])[1]))
+        outcome.discard(ended(VALUE, bodies.dump_value(value, [directory])[1]))
     outcome.discard(ended(KILLED))
     outcome.discard(Lost("gone"))
     assert files(directory) == 0
@@ -736,7 +738,7 @@ def test_what_a_task_returned_that_was_ended_leaves_no_file(
     directory: str, end: str, kind: type[BaseException]
 ) -> None:
     """It returned when it was told to end: its value is there, and nobody gets it."""
-    _, body = runner.dump_value(bytearray(LARGE), [directory])
+    _, body = bodies.dump_value(bytearray(LARGE), [directory])
     assert files(directory) == 1
     assert type(told(new_request(time_limit=1), ended(end, body))[1]) is kind
     assert files(directory) == 0
@@ -890,7 +892,7 @@ def test_an_initializer_that_raised_is_told_with_its_error(directory: str) -> No
         try:
             raise ValueError("no licence")
         except ValueError as raised:
-            body = runner.dump_error(raised, [directory])
+            body = bodies.dump_error(raised, [directory])
             raise
     error = refused(Refused("the initializer raised ValueError: no licence", body, True))
     assert type(error) is InitializerFailed
@@ -899,7 +901,7 @@ def test_an_initializer_that_raised_is_told_with_its_error(directory: str) -> No
 
 
 def test_an_initializer_whose_error_does_not_travel_is_told(directory: str) -> None:
-    body = runner.dump_error(TwoArguments("fire", "node7"), [directory])
+    body = bodies.dump_error(TwoArguments("fire", "node7"), [directory])
     error = refused(Refused("the initializer raised TwoArguments: fire at node7", body, True))
     assert type(error) is InitializerFailed
     assert "fire at node7" in str(error)

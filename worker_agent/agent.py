@@ -66,9 +66,8 @@ class Agent:
         self._stopping = False
         self._left = False
         self._context = zmq.Context()
-        self._hub: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
         self._handlers: dict[type[Any], Callable[[Any], None]] = {
-            protocol.Welcome: self._on_welcome,
+            protocol.Welcome: lambda _: None,  # orders follow
             protocol.Prepare: self._on_prepare,
             protocol.Define: self._on_define,
             protocol.Forget: self._on_forget,
@@ -99,15 +98,16 @@ class Agent:
             self._end_everything()
 
     def _connect(self) -> None:
-        if self._connection.server_key:
-            self._hub.close()
-            self._hub = self._dial()
-        else:
-            for option, value in ((zmq.LINGER, 500), (zmq.SNDHWM, 0), (zmq.RCVHWM, 0)):
-                self._hub.setsockopt(option, value)
-            self._hub.connect(self._connection.endpoints[0])
+        self._hub: zmq.Socket[bytes] = self._dial() if self._connection.server_key else self._connect_here()
         self.loop.watch(int(self._hub.getsockopt(zmq.FD)), lambda: None)
         self._send_frames(time.monotonic())
+
+    def _connect_here(self) -> zmq.Socket[bytes]:
+        hub: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
+        for option, value in ((zmq.LINGER, 500), (zmq.SNDHWM, 0), (zmq.RCVHWM, 0)):
+            hub.setsockopt(option, value)
+        hub.connect(self._connection.endpoints[0])
+        return hub
 
     def _dial(self) -> zmq.Socket[bytes]:
         connection = self._connection
@@ -247,9 +247,6 @@ class Agent:
         self._flushed = now
 
     # --- orders -------------------------------------------------------------------------------------------------------
-
-    def _on_welcome(self, order: protocol.Welcome) -> None:
-        """We belong to the hub now; orders follow."""
 
     def _on_prepare(self, order: protocol.Prepare) -> None:
         if order.raw:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from worker_agent import store
-from worker_agent.descriptors import MESSAGE_LIMIT as MESSAGE_LIMIT
+from worker_agent.descriptors import MESSAGE_LIMIT
 
 #: marshal's format 4 is the same in every Python from 3.4 on.
 _MARSHAL_VERSION = 4

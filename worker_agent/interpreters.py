@@ -89,7 +89,7 @@ class Interpreters:
         self._duration = 0.0
         self._closed = False
         self.width = 0
-        self._buffer = bytearray(channel.MESSAGE_LIMIT)
+        self._buffer = bytearray(descriptors.MESSAGE_LIMIT)
         self._view = memoryview(self._buffer)
         #: due when the eldest offered task should have started
         self._asking: Timer | None = None
@@ -203,7 +203,7 @@ class Interpreters:
         messages = []
         try:
             while True:
-                messages.append(self._queues.tasks_end.recv(channel.MESSAGE_LIMIT, socket.MSG_DONTWAIT))
+                messages.append(self._queues.tasks_end.recv(descriptors.MESSAGE_LIMIT, socket.MSG_DONTWAIT))
         except BlockingIOError:
             return messages
 

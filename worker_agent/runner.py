@@ -1,15 +1,7 @@
 """Runs calls in an interpreter of their own. Each fresh interpreter pays for every line of this.
 
 Standard library and cloudpickle only. The interpreter takes a task from the socket that it shares with its siblings,
-says so, runs it, and reports the outcome; then it leaves (``max_tasks``) or takes the next one. A body of an outcome is
-
-    0x00 pickle                          a small outcome
-    0x03 pickle                          the same, of a plain type: unpickling it runs none of the user's code
-    0x01 length JSON pickle              JSON: [[path, size], ...] of the out-of-band buffers
-    0x02 length JSON                     the same, and the first entry is the pickle itself
-    0x04 path                            a file that holds the body, too large for a message
-
-with the value as the pickle if the call returned, and else one of the tuples of :func:`describe_error`.
+says so, runs it, and reports the outcome; then it leaves (``max_tasks``) or takes the next one.
 """
 
 from __future__ import annotations
@@ -19,14 +11,12 @@ import atexit
 import contextlib
 import fcntl
 import io
-import json
 import marshal
 import os
 import pickle
 import resource
 import signal
 import socket
-import struct
 import sys
 import termios
 import threading
@@ -36,22 +26,14 @@ from collections.abc import Callable, Iterator
 from importlib.machinery import PathFinder
 from typing import Any, NamedTuple, NoReturn
 
-from worker_agent import channel, descriptors, processes, store
-
-#: What a body begins with whose unpickling runs none of the user's code.
-PLAIN = b"\3"
-#: What a body begins with that lies in a file.
-ELSEWHERE = b"\4"
+from worker_agent import bodies, channel, descriptors, processes
 
 #: Exit status of an interpreter whose report socket is gone: the user's code closed it, or the agent died.
 NO_AGENT = 70
 
-_SMALL = frozenset({int, float, bool, complex, type(None)})
 _FUNCTIONS_KEPT = 64
 #: The variable that tells an executor inside a task where our directories are: its own lie in them, and go with them.
 SESSION_STORES = "HPC_SESSION_STORES"
-#: Bytes of a body in a message; it may have the names of very many buffers.
-BODY_LIMIT = channel.MESSAGE_LIMIT // 2
 _waiting, _NOTHING_WAITS = bytearray(4), bytes(4)
 NO_BUFFERS: list[tuple[str, int]] = []
 
@@ -117,7 +99,8 @@ class Interpreter:
             self._initialized = {name for name in self._main if self._main[name] is not before.get(name, unset)}
         except BaseException as error:
             text = f"the initializer raised {type(error).__name__}: {error}"
-            self._send(channel.pack_broken(channel.Broken(self._pid, text, dump_error(error, self._setup.stores))))
+            broken = channel.Broken(self._pid, text, bodies.dump_error(error, self._setup.stores))
+            self._send(channel.pack_broken(broken))
             return False
         return True
 
@@ -133,7 +116,7 @@ class Interpreter:
 
     def _next_task(self) -> tuple[Any, ...] | None:
         """Wait for a task and say that it starts; None: there will be no more."""
-        message = b"" if self._retired else self._tasks.recv(channel.MESSAGE_LIMIT)
+        message = b"" if self._retired else self._tasks.recv(descriptors.MESSAGE_LIMIT)
         if not message or message == channel.RETIRE:
             return None
         task = channel.take_task(message)
@@ -189,8 +172,8 @@ class Interpreter:
                 with self._surroundings(cwd, env, stdout, stderr):
                     value = self._call(function_id, function, args, buffers, chunk)
         except BaseException as error:
-            return False, dump_error(error, self._setup.stores), None
-        return *dump_value(value, self._setup.stores), value
+            return False, bodies.dump_error(error, self._setup.stores), None
+        return *bodies.dump_value(value, self._setup.stores), value
 
     @contextlib.contextmanager
     def _surroundings(
@@ -215,7 +198,7 @@ class Interpreter:
         self, function_id: int, packed: Any, args: Any, buffers: list[tuple[str, int]], chunk: bool
     ) -> Any:
         function = self._function(function_id, packed)
-        arguments = load(args, buffers)
+        arguments = bodies.load(args, buffers)
         if chunk:
             return [function(*each) for each in arguments]
         return function(*arguments[0], **arguments[1])
@@ -236,7 +219,7 @@ class Interpreter:
         find, as in a process that has imported the script.
         """
         if self._setup.initializer is None or not isinstance(packed, bytes) or b"_make_function" not in packed:
-            return load(packed, NO_BUFFERS)
+            return bodies.load(packed, NO_BUFFERS)
         kept = {name: self._main[name] for name in self._initialized}
         function = SharingUnpickler(io.BytesIO(packed)).load()
         self._main.update(kept)
@@ -244,7 +227,7 @@ class Interpreter:
 
     def _take_waiting(self) -> tuple[Any, ...] | None:
         try:
-            message = self._tasks.recv(channel.MESSAGE_LIMIT, socket.MSG_DONTWAIT)
+            message = self._tasks.recv(descriptors.MESSAGE_LIMIT, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return None
         if message and message != channel.RETIRE:
@@ -329,113 +312,6 @@ def open_output(path: str) -> int:
     """Open a file for output, its folder created if missing."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o666)
-
-
-def load(payload: Any, buffers: list[tuple[str, int]]) -> Any:
-    """Unpickle a payload: bytes, or the ``(path, size)`` of a stored one; ``buffers`` are mapped, not copied."""
-    if not buffers and isinstance(payload, bytes):
-        return pickle.loads(payload)
-    mapped = [store.map_file(path, size) for path, size in buffers]
-    if isinstance(payload, bytes):
-        return pickle.loads(payload, buffers=mapped)
-    with open(payload[0], "rb") as file:
-        return pickle.load(file, buffers=mapped)
-
-
-def dump_value(value: Any, stores: list[str]) -> tuple[bool, bytes]:
-    """The body for a result; if it cannot be pickled, the body for the error that says so."""
-    if type(value) in _SMALL:
-        return True, PLAIN + pickle.dumps(value, 5)
-    try:
-        return True, _dump(value, stores)
-    except BaseException as error:
-        text = f"{type(value).__module__}.{type(value).__qualname__}"
-        reason = f"{type(error).__name__}: {safe_str(error)}"
-        return False, _dump(("unpicklable", text, reason, format_error(error)), stores)
-
-
-def _dump(value: Any, stores: list[str]) -> bytes:
-    import cloudpickle
-
-    spill = store.Spill(stores)
-    buffers: list[Any] = []
-    kept: list[tuple[str, int]] = []
-    try:
-        cloudpickle.Pickler(spill, protocol=5, buffer_callback=store.keep_small_in_band(buffers)).dump(value)
-        kept.extend(store.store(buffer, stores) for buffer in buffers)
-    except BaseException:
-        spill.discard()
-        for path, _ in kept:
-            store.remove(path)
-        raise
-    spill.close()
-    body = _frame(spill, kept)
-    return body if len(body) <= BODY_LIMIT else ELSEWHERE + store.store(body, stores)[0].encode()
-
-
-def _frame(spill: store.Spill, kept: list[tuple[str, int]]) -> bytes:
-    if spill.path is not None:
-        names = json.dumps([(spill.path, spill.size), *kept]).encode()
-        return b"\2" + struct.pack("<I", len(names)) + names
-    if kept:
-        names = json.dumps(kept).encode()
-        return b"\1" + struct.pack("<I", len(names)) + names + spill.inline()
-    return b"\0" + spill.inline()
-
-
-def dump_error(error: BaseException, stores: list[str]) -> bytes:
-    """The body for an exception. It never raises."""
-    description = describe_error(error)
-    try:
-        return _dump(description, stores)
-    except BaseException as trouble:
-        return b"\0" + pickle.dumps(("remote", type(error).__name__, f"(not sent: {trouble!r})", ""), 5)
-
-
-def describe_error(error: BaseException) -> tuple[Any, ...]:
-    """What is sent for an exception: itself if it survives pickling, else its type and text; always the traceback.
-
-    ``("error", pickled exception, type, text, traceback)`` or ``("remote", type, text, traceback)``.
-    """
-    text = format_error(error)
-    add_hint(error)
-    try:
-        import cloudpickle
-
-        pickled = cloudpickle.dumps(error, protocol=5)
-        if isinstance(pickle.loads(pickled), BaseException):
-            return "error", pickled, type(error).__qualname__, safe_str(error), text
-    except BaseException:  # noqa: S110  whatever the exception's own code does here, its text is sent instead
-        pass
-    return "remote", type(error).__qualname__, safe_str(error), text
-
-
-def format_error(error: BaseException) -> str:
-    """The traceback as text, without the frames of this file at its top; never raises."""
-    try:
-        frames = error.__traceback__
-        while frames is not None and frames.tb_next is not None and frames.tb_frame.f_code.co_filename == __file__:
-            frames = frames.tb_next
-        return "".join(traceback.format_exception(type(error), error, frames))
-    except BaseException as trouble:
-        return f"(the traceback of {type(error).__name__} cannot be formatted: {type(trouble).__name__})"
-
-
-def safe_str(error: BaseException) -> str:
-    """``str(error)``, or a placeholder if that raises."""
-    try:
-        return str(error)
-    except BaseException as trouble:
-        return f"(its text cannot be had: {type(trouble).__name__})"
-
-
-def add_hint(error: BaseException) -> None:
-    """Tell where a module was looked for."""
-    if isinstance(error, ModuleNotFoundError):
-        error.add_note(
-            f"{error.name!r} was looked for on host {os.uname().nodename} in {sys.path!r}. Install it there, or pass "
-            "the code by value: cloudpickle.register_pickle_by_value(module)."
-        )
 
 
 def flush_streams() -> None:
@@ -554,7 +430,7 @@ def main() -> None:
 
 def give_up(error: BaseException, text: str, setup: Setup, *, preparing: bool) -> NoReturn:
     """Tell the agent that there is no interpreter here, and why."""
-    broken = channel.Broken(os.getpid(), text, dump_error(error, setup.stores), preparing)
+    broken = channel.Broken(os.getpid(), text, bodies.dump_error(error, setup.stores), preparing)
     adopt(descriptors.REPORTS).send(channel.pack_broken(broken))
     os._exit(1)
 

@@ -1,0 +1,161 @@
+"""Calls to bytes: what a task's agent is to be sent, pickled on the submitter's thread.
+
+Everything goes by cloudpickle, so that lambdas, closures and classes of ``__main__`` travel. Arguments of plain types
+need no more than the standard pickler, which gives the same bytes for less.
+"""
+
+from __future__ import annotations
+
+import codecs
+import pickle
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+
+from executor.errors import SerializationError
+from executor.functions import PLAIN, TEXT, Function, reason_of
+from executor.future import TaskFuture
+from executor.options import TaskOptions
+from executor.payloads import Payloads
+from executor.program import Program
+from worker_agent import protocol, store
+
+_SMALL_TEXT = 4096
+#: No buffers: one value for all the tasks that have none.
+NOTHING: tuple[protocol.Stored, ...] = ()
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """A task on this side: its future, and what its agent is to be sent. The ``body`` of the scheduler's task."""
+
+    future: TaskFuture
+    options: TaskOptions
+    settings: protocol.Settings | None
+    environment: protocol.Prepare
+    function: Function | None = None
+    program: Program | None = None
+    args: protocol.Payload = b""
+    buffers: Sequence[protocol.Stored] = NOTHING
+    chunk: bool = False
+    #: whether news of the task is with the delivery threads, so that its outcome must follow that way
+    told: bool = False
+    #: for what is shown of its streams: a letter may come in two pieces
+    decoders: dict[tuple[int, int], codecs.IncrementalDecoder] | None = None
+
+    def order_body(self) -> protocol.Call | protocol.Command:
+        """What the agent is to run."""
+        if self.function is not None:
+            return protocol.Call(self.function.id, self.args, list(self.buffers), self.chunk)
+        assert self.program is not None
+        stdin = self.program.stdin
+        path = str(stdin) if isinstance(stdin, Path) else None
+        return protocol.Command(list(self.program.argv), self.program.stdin_bytes(), path)
+
+    def stored(self) -> Sequence[protocol.Stored]:
+        """The files that hold its arguments."""
+        return [*self.buffers, self.args] if isinstance(self.args, protocol.Stored) else self.buffers
+
+
+class OutOfBand:
+    """A large ``bytes`` argument, pickled as a buffer of its own: it is stored once however often it is submitted."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return bytes, (pickle.PickleBuffer(self.data),)
+
+
+def pack_arguments(
+    args: Any, kwargs: dict[str, Any], payloads: Payloads, chunk: bool = False
+) -> tuple[protocol.Payload, Sequence[protocol.Stored]]:
+    """The pickle of ``(args, kwargs)`` and its out-of-band buffers. Raises SerializationError.
+
+    With ``chunk``, ``args`` is a list of argument tuples, and that alone is pickled.
+    """
+    if chunk:
+        return _pack_chunk(args, payloads)
+    if not kwargs and all(map(_is_plain, args)):
+        data = pickle.dumps((args, kwargs), 5)
+        if len(data) <= store.INLINE_LIMIT:
+            return data, NOTHING
+    large = tuple(OutOfBand(each) if _is_large_bytes(each) else each for each in args)
+    named = {name: OutOfBand(each) if _is_large_bytes(each) else each for name, each in kwargs.items()}
+    try:
+        return pack((large, named), payloads)
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt | OSError):
+            raise
+        raise _blame_argument(args, kwargs, error) from error
+
+
+def pack_initializer(initializer: Callable[..., object], args: Sequence[Any]) -> bytes:
+    """The pickle of ``(initializer, args)``. Raises SerializationError."""
+    try:
+        return cloudpickle.dumps((initializer, tuple(args)), protocol=5)  # type: ignore[no-any-return]  # has no types
+    except Exception as error:
+        raise SerializationError(f"the initializer or its initargs cannot be pickled: {error}") from error
+
+
+def _pack_chunk(
+    calls: list[tuple[Any, ...]], payloads: Payloads
+) -> tuple[protocol.Payload, Sequence[protocol.Stored]]:
+    try:
+        return pack(calls, payloads)
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt | OSError):
+            raise
+        raise _blame_argument(calls, {}, error) from error
+
+
+def _is_plain(value: Any) -> bool:
+    kind = type(value)
+    return kind in PLAIN or (kind in TEXT and len(value) < _SMALL_TEXT)
+
+
+def _is_large_bytes(value: Any) -> bool:
+    return type(value) is bytes and len(value) >= store.INLINE_LIMIT
+
+
+def pack(value: Any, payloads: Payloads) -> tuple[protocol.Payload, Sequence[protocol.Stored]]:
+    """The pickle of ``value`` and its out-of-band buffers; what was stored is given back if pickling fails."""
+    spill = store.Spill(payloads.directories)
+    buffers: list[Any] = []
+    kept: list[protocol.Stored] = []
+    try:
+        cloudpickle.Pickler(spill, protocol=5, buffer_callback=store.keep_small_in_band(buffers)).dump(value)
+        for buffer in buffers:
+            kept.append(payloads.put(buffer))
+    except BaseException:
+        spill.discard()
+        for stored in kept:
+            payloads.release(stored)
+        raise
+    spill.close()
+    return (spill.inline() if spill.path is None else protocol.Stored(spill.path, spill.size)), kept
+
+
+def _blame_argument(args: Any, kwargs: dict[str, Any], error: BaseException) -> SerializationError:
+    named = [(f"argument {position}", value) for position, value in enumerate(args)]
+    named += [(f"argument {name!r}", value) for name, value in kwargs.items()]
+    for name, value in named:
+        if not _pickles(value):
+            kind = f"{type(value).__module__}.{type(value).__qualname__}"
+            return SerializationError(f"{name}, of type {kind}, cannot be pickled: {reason_of(error)}")
+    return SerializationError(f"the arguments cannot be pickled together: {reason_of(error)}")
+
+
+def _pickles(value: Any) -> bool:
+    try:
+        cloudpickle.dumps(value, protocol=5)
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        return False
+    return True
