@@ -23,6 +23,7 @@ from executor import local
 from executor.core.members import Member, Members
 from executor.core.model import WorkerId
 from executor.network import Network
+from executor.transfers import Transfers
 from worker_agent import processes, protocol
 
 log = logging.getLogger("executor")
@@ -44,6 +45,8 @@ class Worker:
     member: Member | None = None
     functions: set[int] = field(default_factory=set)
     environments: set[int] = field(default_factory=set)
+    #: if it does not see our files
+    transfers: Transfers | None = None
 
     @property
     def host(self) -> str:
@@ -232,11 +235,17 @@ class Agents:
         if known is not None and known.route.user != route.user:
             log.warning("a frame was dropped: its sender (launch %s) is not who has this epoch", route.user)
             return
-        member, reports = self._members.receive(frame, route, now)
+        try:
+            member, reports = self._members.receive(frame, route, now)
+        except protocol.ProtocolError as error:
+            log.warning("a message was dropped: %s", error)
+            return
         if member is None:
             self._send(route, self._members.fence(frame.epoch))
             return
         worker = self._workers[member.worker]
+        if worker.transfers is not None and any(isinstance(report, protocol.Piece) for report in reports):
+            member.link.acknowledge_now(now)  # or the next ones wait
         if reports:
             yield Reported(worker, reports)
         if worker.launch is None and any(isinstance(report, protocol.Bye) for report in reports):
@@ -283,8 +292,6 @@ class Agents:
             return "another agent has joined with this launch"
         if mismatch := _mismatch(hello):
             return mismatch
-        if not hello.shares:
-            return "it does not see the files of the session: they lie on the client's machine"
         return self._network.may_join(hello.launch, hello.process, now) if route.user and self._network else ""
 
     def _on_end(self, worker: Worker) -> Gone:
@@ -315,6 +322,8 @@ class Agents:
 
     def _forget(self, worker: Worker) -> None:
         del self._workers[worker.id]
+        if worker.transfers is not None:
+            worker.transfers.close()
         if worker.member is not None:
             self._members.remove(worker.member)
         if worker.launch is not None:

@@ -55,6 +55,13 @@ class Request:
         path = str(stdin) if isinstance(stdin, Path) else None
         return protocol.Command(list(self.program.argv), self.program.stdin_bytes(), path)
 
+    def payloads(self) -> Sequence[protocol.Stored]:
+        """The files that hold its arguments, and its function if that is large."""
+        stored = self.stored()
+        if self.function is not None and isinstance(self.function.body, protocol.Stored):
+            return [*stored, self.function.body]
+        return stored
+
     def stored(self) -> Sequence[protocol.Stored]:
         """The files that hold its arguments."""
         return [*self.buffers, self.args] if isinstance(self.args, protocol.Stored) else self.buffers

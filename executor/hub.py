@@ -31,6 +31,7 @@ from executor.errors import AgentFailed, ExecutorTerminated, InitializerFailed
 from executor.functions import Function, Functions
 from executor.outcome import discard
 from executor.payloads import Payloads
+from executor.transfers import Transfers
 from worker_agent import protocol
 
 log = logging.getLogger("executor")
@@ -74,7 +75,10 @@ class Hub:
         self._batch: list[Task] = []
         #: somebody presses Ctrl-C again: no patience with agents
         self._hurry = False
-        self._cancelled: list[tuple[WorkerId, Task]] = []
+        #: what agents would say of tasks that they were never told of
+        self._unsaid: list[tuple[WorkerId, protocol.Report]] = []
+        #: tasks whose payloads are sent in pieces, and where to
+        self._transfers: dict[int, Transfers] = {}
         self._failed_launches = 0
         self._answers: dict[int, list[queue.SimpleQueue[bool]]] = {}
         self._epoll = select.epoll()
@@ -271,11 +275,24 @@ class Hub:
                 self._take_reports(event.worker, event.reports)
             elif isinstance(event, Joined):
                 self._failed_launches = 0
+                self._take_in(event.worker)
                 self._perform(self._core.joined(event.worker.id, event.worker.slots))
             else:
                 self._on_agent_end(event)
 
+    def _take_in(self, worker: Worker) -> None:
+        """An agent that does not see our files gets them in pieces."""
+        if worker.member is None or worker.member.hello.shares:
+            return
+
+        def fail(finished: protocol.Finished) -> None:  # in the midst of sending: later
+            self._inbox.append(lambda: self._perform(self._core.receive(worker.id, [finished])))
+
+        worker.transfers = Transfers(worker.member.link, self.directories.stores, fail)
+
     def _take_reports(self, worker: Worker, reports: list[protocol.Report]) -> None:
+        if worker.transfers is not None:
+            reports = worker.transfers.take_reports(reports)
         for report in reports:
             if isinstance(report, protocol.Unprepared):
                 self._note_unprepared(report)
@@ -298,30 +315,29 @@ class Hub:
         while wanted:
             for effect in wanted:
                 self._performers[type(effect)](self, effect)
-            wanted = self._report_cancelled()
+            wanted = self._report_unsaid()
 
-    def _report_cancelled(self) -> list[effects.Effect]:
-        """Tasks that were cancelled just before they were sent: they never reach the agent, so the answer is known."""
-        cancelled, self._cancelled = self._cancelled, []
-        wanted: list[effects.Effect] = []
-        for worker, task in cancelled:
-            ended = protocol.Finished(task.id, task.attempt, protocol.KILLED)
-            wanted += self._core.receive(worker, [ended])
-        return wanted
+    def _report_unsaid(self) -> list[effects.Effect]:
+        """Tasks that were cancelled before they were sent: they never reach the agent, so its answer is known."""
+        unsaid, self._unsaid = self._unsaid, []
+        return [effect for worker, report in unsaid for effect in self._core.receive(worker, [report])]
 
     def _on_start(self, effect: effects.Start) -> None:
         worker, task = self._agents[effect.worker], effect.task
         request: Request = task.body
         if not request.future.claim(task.attempt, worker.host):
-            self._cancelled.append((effect.worker, task))
+            self._unsaid.append((effect.worker, protocol.Finished(task.id, task.attempt, protocol.KILLED)))
             return
         function = request.function
         if function is not None and function.id not in worker.functions:
             worker.functions.add(function.id)
             worker.send(protocol.Define(function.id, function.body))
-        worker.send(
-            protocol.Run(effect.lane, task.id, task.attempt, request.order_body(), request.settings)
-        )
+        run = protocol.Run(effect.lane, task.id, task.attempt, request.order_body(), request.settings)
+        if worker.transfers is not None and (payloads := request.payloads()):
+            self._transfers[task.id] = worker.transfers
+            worker.transfers.send(run, payloads)
+        else:
+            worker.send(run)
 
     def _on_open(self, effect: effects.OpenLane) -> None:
         worker = self._agents[effect.worker]
@@ -336,10 +352,24 @@ class Hub:
     def _on_close(self, effect: effects.CloseLane) -> None:
         self._agents[effect.worker].send(protocol.Close(effect.lane))
 
+    def _withdraw(self, worker: WorkerId, task: Task, report: protocol.Report) -> bool:
+        """Whether the task's order waits for its payloads; it does no more, and ``report`` is the agent's answer."""
+        transfers = self._transfers.get(task.id)
+        if transfers is None or not transfers.withdraw(task.id):
+            return False
+        self._unsaid.append((worker, report))
+        return True
+
     def _on_recall(self, effect: effects.RecallTask) -> None:
+        task = effect.task
+        if self._withdraw(effect.worker, task, protocol.Recalled(task.id, task.attempt, given_back=True)):
+            return
         self._agents[effect.worker].send(protocol.Recall(effect.task.id, effect.task.attempt))
 
     def _on_kill(self, effect: effects.KillTask) -> None:
+        task = effect.task
+        if self._withdraw(effect.worker, task, protocol.Finished(task.id, task.attempt, protocol.KILLED)):
+            return
         order = protocol.Kill(effect.task.id, effect.task.attempt, effect.signal, effect.grace)
         self._agents[effect.worker].send(order)
 
@@ -351,6 +381,7 @@ class Hub:
         self._settle(effect.task, effect.outcome)
 
     def _on_requeue(self, effect: effects.Requeue) -> None:
+        self._end_transfer(effect.task)
         effect.task.body.future.unclaim()
 
     def _on_discard(self, effect: effects.Discard) -> None:
@@ -381,8 +412,13 @@ class Hub:
             self._news.append((task.body, outcome))
         self._release(task)
 
+    def _end_transfer(self, task: Task) -> None:
+        if self._transfers and (transfers := self._transfers.pop(task.id, None)) is not None:
+            transfers.done(task.id)
+
     def _release(self, task: Task) -> None:
         """The task needs its arguments and its function no longer."""
+        self._end_transfer(task)
         self._count_function(task, -1)
         request: Request = task.body
         if request.buffers or type(request.args) is protocol.Stored:

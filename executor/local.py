@@ -4,44 +4,24 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 
-from worker_agent import interpreter, processes, protocol
-from worker_agent.runner import SESSION_STORES
+from worker_agent import directories, interpreter, processes, protocol
 
 _SCRIPT = os.path.abspath(interpreter.__file__)
 #: The longest path that a unix socket can have.
 _SOCKET_PATH_LIMIT = 107
 _LOG_TAIL = 4000
-_PREFIX = "hpc-executor-"
-#: The file that tells whose session a directory is of.
-_OWNER = "owner"
-_MEMORY = "/dev/shm"  # noqa: S108  nothing is made there but by mkdtemp
 
 
 class SessionDirectories:
-    """The private directories of a session: for the socket and the log, and for payloads.
-
-    They lie in memory (``/dev/shm``) where the node has that, and payloads that do not fit there go to the directory
-    for temporary files. ``mkdtemp`` makes them 0700 and unguessable, whatever the umask.
-    """
+    """The private directories of a session: for the socket, the logs and invitations, and for payloads."""
 
     def __init__(self) -> None:
-        places = _outer_stores()
-        if not places:
-            places = [_MEMORY] if os.access(_MEMORY, os.W_OK | os.X_OK) else []
-            places.append(tempfile.gettempdir())
-        for place in places:
-            _remove_stale(place)
-        self.stores = [tempfile.mkdtemp(prefix=_PREFIX, dir=place) for place in places]
+        self.stores = directories.make()
         self.main = self.stores[0]
-        for store in self.stores:
-            with open(os.path.join(store, _OWNER), "x") as file:
-                file.write(" ".join(map(str, _who(os.getpid()))))
         if len(self.endpoint_path) > _SOCKET_PATH_LIMIT:
             self.remove()
             raise OSError(f"the path {self.endpoint_path} is too long for a socket; set TMPDIR to a shorter directory")
@@ -62,42 +42,7 @@ class SessionDirectories:
 
     def remove(self) -> None:
         """Remove them with all that is in them."""
-        for directory in self.stores:
-            shutil.rmtree(directory, ignore_errors=True)
-
-
-def _remove_stale(place: str) -> None:
-    """Remove what sessions have left whose client was killed, with all that might have removed it."""
-    for name in os.listdir(place):
-        path = os.path.join(place, name)
-        if name.startswith(_PREFIX) and _is_stale(path):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _is_stale(directory: str) -> bool:
-    """Whether it is ours and its owner has ended; one that we could not see (another node, a container) may live."""
-    try:
-        if os.lstat(directory).st_uid != os.getuid() or os.path.islink(directory):
-            return False
-        with open(os.path.join(directory, _OWNER)) as file:
-            pid, start, *where = file.read().split()
-    except (OSError, ValueError):
-        return False
-    now = _who(int(pid))
-    return where == list(now[2:]) and start != str(now[1])
-
-
-def _who(pid: int) -> tuple[int, int | None, str, str]:
-    """A process, when it began, and where its number means it: since which boot, and in which namespace."""
-    with open("/proc/sys/kernel/random/boot_id") as file:
-        boot = file.read().strip()
-    return pid, processes.start_time(pid), boot, os.readlink("/proc/self/ns/pid")
-
-
-def _outer_stores() -> list[str]:
-    """The directories of the session whose task this process is, if it is one; with them, ours go at the latest."""
-    places = [place for place in os.environ.get(SESSION_STORES, "").split(os.pathsep) if place]
-    return [place for place in places if os.path.isdir(place) and os.stat(place).st_uid == os.getuid()]
+        directories.remove(self.stores)
 
 
 @dataclass(slots=True, eq=False)
@@ -134,15 +79,15 @@ class Launch:
         os.close(self.pidfd)
 
 
-def launch(session: str, directories: SessionDirectories, slots: int) -> Launch:
+def launch(session: str, own: SessionDirectories, slots: int) -> Launch:
     """Start an agent with ``slots`` places on this machine. Raises OSError if that cannot be done."""
     connection = protocol.Connection(
-        protocol=protocol.PROTOCOL, endpoints=[f"ipc://{directories.endpoint_path}"], session=session,
+        protocol=protocol.PROTOCOL, endpoints=[f"ipc://{own.endpoint_path}"], session=session,
         launch=secrets.token_hex(8), client_pid=os.getpid(), client_start=processes.start_time(os.getpid()) or 0,
-        directory=directories.main, stores=directories.stores, slots=slots,
+        directory=own.main, stores=own.stores, slots=slots,
         path=[folder for folder in sys.path if os.path.isabs(folder)],
     )  # fmt: skip
-    log = os.path.join(directories.main, f"agent-{connection.launch}.log")
+    log = os.path.join(own.main, f"agent-{connection.launch}.log")
     with open(log, "wb") as stderr:
         process = subprocess.Popen(
             [sys.executable, "-E", "-P", _SCRIPT, "agent", *processes.this_python()], stdin=subprocess.PIPE,

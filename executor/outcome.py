@@ -5,12 +5,10 @@ from __future__ import annotations
 import io
 import logging
 import pickle
-import struct
 import subprocess
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
 from cloudpickle.cloudpickle import (
     _DYNAMIC_CLASS_TRACKER_BY_ID,  # classes that were sent or received by value, by a number that travels with them
 )
@@ -38,8 +36,6 @@ from worker_agent import bodies, protocol, store
 
 log = logging.getLogger("executor")
 
-#: Bodies that hold all that there is: no files.
-_INLINE = frozenset({b"\0", bodies.PLAIN})
 #: Ends whose body is a sentence, and not a value or an error.
 _EXPLAINED = frozenset({protocol.NOT_STARTED, protocol.LOST})
 
@@ -76,7 +72,7 @@ def discard(outcome: object) -> None:
     """Remove the files of an outcome that nobody wants any more."""
     if isinstance(outcome, protocol.Finished) and outcome.end not in _EXPLAINED and outcome.body:
         try:
-            for path, _ in _files(outcome.body):
+            for path, _ in bodies.files_of(bodies.whole(outcome.body)):
                 store.remove(path)
         except Exception:  # garbled: there is nothing to be found in it
             log.debug("an outcome that nobody wants cannot be read", exc_info=True)
@@ -92,16 +88,16 @@ def _load_value(future: TaskFuture, body: bytes) -> tuple[Any, BaseException | N
 
 
 def _load_body(body: bytes) -> Any:
-    if body[:1] in _INLINE:
+    if body[:1] in bodies.INLINE:
         if b"_class_setstate" in body:
             return ClassKeepingUnpickler(io.BytesIO(body[1:])).load()
         return pickle.loads(memoryview(body)[1:])
-    body = _whole(body)
-    files = _files(body)
+    body = bodies.whole(body)
+    files = bodies.files_of(body)
     try:
         if body[:1] == b"\2":
             return bodies.load(files[0], files[1:])
-        return bodies.load(body[_names_end(body) :], files)
+        return bodies.load(bodies.pickle_of(body), files)
     finally:
         for path, _ in files:
             store.remove(path)
@@ -133,28 +129,6 @@ class ClassKeepingUnpickler(pickle.Unpickler):
         if known:
             self._ours.add(id(made))
         return made
-
-
-def _files(body: bytes) -> list[tuple[str, int]]:
-    if body[:1] in _INLINE:
-        return []
-    body = _whole(body)
-    return msgspec.json.decode(body[5 : _names_end(body)], type=list[tuple[str, int]])
-
-
-def _whole(body: bytes) -> bytes:
-    """The body itself, if it was too large for a message and lies in a file; that is removed."""
-    if body[:1] != bodies.ELSEWHERE:
-        return body
-    path = body[1:].decode()
-    with open(path, "rb") as file:
-        whole = file.read()
-    store.remove(path)
-    return whole
-
-
-def _names_end(body: bytes) -> int:
-    return 5 + int(struct.unpack_from("<I", body, 1)[0])
 
 
 def _load_error(future: TaskFuture, body: bytes) -> BaseException:

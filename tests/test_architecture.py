@@ -135,7 +135,9 @@ def test_a_module_with_few_users_keeps_them_few(name: str, importers: set[str]) 
 
 
 def test_the_client_uses_of_the_agent_what_both_sides_share() -> None:
-    names = ("bodies", "dialing", "link", "output", "processes", "protocol", "runner", "store")
+    names = (
+        "bodies", "dialing", "directories", "link", "output", "pieces", "processes", "protocol", "runner", "store",
+    )  # fmt: skip
     shared = {f"worker_agent.{name}" for name in names}
     used = {each for name in modules("executor") for each in ours(name) if each.startswith("worker_agent")}
     assert used - {"worker_agent", "worker_agent.interpreter"} <= shared

@@ -19,11 +19,14 @@ def main(arguments: Sequence[str] | None = None, python: Sequence[str] = ()) -> 
     if not data:
         sys.exit("there is no connection data: the client has ended")
     _detach_stdin()
-    supervisor.supervise(data, lambda: _run_agent(data, python))
+    supervisor.supervise(data, lambda own: _run_agent(data, python, own))
 
 
-def _run_agent(data: bytes, python: Sequence[str]) -> None:
-    """What takes time to start is started first: a template, while we import the rest."""
+def _run_agent(data: bytes, python: Sequence[str], own: list[str]) -> None:
+    """What takes time to start is started first: a template, while we import the rest.
+
+    ``own`` are the agent's directories, if it has any.
+    """
     from worker_agent import spawning
 
     early = spawning.TemplateProcess(python, os.environ) if python else None
@@ -32,7 +35,7 @@ def _run_agent(data: bytes, python: Sequence[str]) -> None:
     from worker_agent import protocol
     from worker_agent.agent import Agent
 
-    Agent(protocol.read_connection(data), early).run()
+    Agent(protocol.read_connection(data), own, early).run()
 
 
 def _connection_data(arguments: Sequence[str]) -> bytes:

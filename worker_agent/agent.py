@@ -16,16 +16,17 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
 import zmq
 
-from worker_agent import dialing, processes, protocol, runner, spawning
+from worker_agent import bodies, dialing, directories, processes, protocol, runner, spawning, store
 from worker_agent.attempt import Attempt, State
 from worker_agent.lane import Lane
 from worker_agent.loop import Loop
+from worker_agent.pieces import Received, read_pieces
 from worker_agent.programs import Programs, task_identity
 from worker_agent.session import NOTHING, AgentSession, Incoming
 
@@ -42,13 +43,21 @@ FENCE_PATIENCE = 5.0
 class Agent:
     """All that an agent knows and does."""
 
-    def __init__(self, connection: protocol.Connection, early: spawning.TemplateProcess | None = None) -> None:
-        """``early`` is a template that was started before we knew what for: see :meth:`_take_early`."""
+    def __init__(
+        self, connection: protocol.Connection, own: list[str], early: spawning.TemplateProcess | None
+    ) -> None:
+        """``own`` are directories for payloads if we do not see those of the session, else empty.
+
+        ``early`` is a template that was started before we knew what for: see :meth:`_take_early`.
+        """
         self.loop = Loop()
         self._children = processes.OwnChildren()
         self._early = early
         self.programs = Programs(self.loop, self._on_program_end)
         self._connection = connection
+        self._stores = own or connection.stores
+        #: the payloads that were sent to us, if we do not see the session's files
+        self._received = Received(own) if own else None
         self._slots = connection.slots or processes.usable_cpus()
         self._session = AgentSession(connection.session, self._hello, lambda: secrets.token_hex(8))
         self._process = secrets.token_hex(8)
@@ -78,6 +87,8 @@ class Agent:
             protocol.Recall: self._on_recall,
             protocol.Kill: self._on_kill,
             protocol.Stop: self._on_stop,
+            protocol.Piece: self._on_piece,
+            protocol.Drop: self._on_drop,
         }
 
     # --- life ---------------------------------------------------------------------------------------------------------
@@ -126,7 +137,7 @@ class Agent:
             launch=self._connection.launch, process=self._process, name=name, host=socket.gethostname(),
             pid=os.getpid(), python=sys.version.split()[0], slots=self._slots,
             cloudpickle=processes.version_of("cloudpickle") if invited else "",
-            shares=all(map(os.path.isdir, self._connection.stores)),
+            shares=self._received is None,
         )  # fmt: skip
 
     def _watch_client(self) -> None:
@@ -161,13 +172,35 @@ class Agent:
         processes.kill_tree(os.getpid(), signal.SIGKILL)
         self._hub.close()
         self._context.term()
+        if self._received is not None:
+            directories.remove(self._stores)
 
     # --- the wire -----------------------------------------------------------------------------------------------------
 
     def report(self, report: protocol.Report) -> None:
         """Send to the hub, with the next frame."""
-        self._session.report(report)
+        if self._received is not None and isinstance(report, protocol.Finished):
+            self._report_end(report)
+        else:
+            self._session.report(report)
         self._has_news = True
+
+    def _report_end(self, finished: protocol.Finished) -> None:
+        """The files of an outcome go before it, in pieces."""
+        if finished.body[:1] in bodies.WITH_FILES and finished.end in (protocol.VALUE, protocol.ERROR):
+            self._session.report_bulk(self._send_outcome(finished))
+        else:
+            self._session.report(finished)
+
+    def _send_outcome(self, finished: protocol.Finished) -> Iterator[protocol.Piece]:
+        try:
+            finished.body = bodies.whole(finished.body)
+            for path, size in bodies.files_of(finished.body):
+                yield from read_pieces(path, size)
+                store.remove(path)
+        except OSError as error:  # somebody has removed them
+            finished.end, finished.body = protocol.ERROR, bodies.dump_error(error, [])
+        self._session.report(finished)
 
     def _has_mail(self) -> bool:
         return bool(int(self._hub.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
@@ -187,6 +220,7 @@ class Agent:
         while self._has_mail():
             frame = protocol.decode_orders(self._hub.recv())
             self._take(self._session.receive(frame, time.monotonic()))
+            self._has_news = self._has_news or self._session.can_send  # there was no room until now
 
     def _take(self, incoming: Incoming) -> None:
         """Do what the hub wants."""
@@ -214,6 +248,9 @@ class Agent:
         self._starting.clear()
         self._environments.clear()
         self._functions.clear()
+        if self._received is not None:
+            self._received.clear()
+            directories.empty(self._stores)
 
     def _end_processes(self) -> None:
         children = self._children.pids()
@@ -284,7 +321,7 @@ class Agent:
         folder = os.path.dirname(os.path.dirname(os.path.abspath(cloudpickle.__file__)))
         return runner.Setup(
             environment.cwd, environment.path, environment.preload, initializer, environment.max_tasks,
-            self._connection.stores, folder, environment.authkey, environment.argv,
+            self._stores, folder, environment.authkey, environment.argv,
             environment.version, {},
         )  # fmt: skip
 
@@ -302,8 +339,21 @@ class Agent:
 
     def _on_run(self, order: protocol.Run) -> None:
         attempt = Attempt(order, self)
+        try:
+            self._check_payloads(order.body)
+        except OSError as error:
+            attempt.finish(protocol.ERROR, body=bodies.dump_error(error, []))
+            return
         self._attempts[order.task] = attempt
         self._lanes[order.lane].queue.append(attempt)
+
+    def _check_payloads(self, body: protocol.Call | protocol.Command) -> None:
+        """Raises OSError if one that was sent to us could not be stored."""
+        if self._received is None or not isinstance(body, protocol.Call):
+            return
+        for payload in (*body.buffers, body.args, self._functions[body.function]):
+            if isinstance(payload, protocol.Stored):
+                self.path_of(payload)
 
     def _on_recall(self, order: protocol.Recall) -> None:
         attempt = self._current(order.task, order.attempt)
@@ -319,6 +369,17 @@ class Agent:
         attempt = self._attempts.get(task)
         return attempt if attempt is not None and attempt.order.attempt == number else None
 
+    def _on_piece(self, order: protocol.Piece) -> None:
+        if self._received is not None:
+            self._received.receive(order)
+            self._session.acknowledge_now(time.monotonic())
+            self._has_news = True
+
+    def _on_drop(self, order: protocol.Drop) -> None:
+        if self._received is not None:
+            for path in order.paths:
+                self._received.remove(path)
+
     def _on_stop(self, order: protocol.Stop) -> None:
         self._stopping = True
         for attempt in list(self._attempts.values()):
@@ -326,7 +387,8 @@ class Agent:
         self._leave_if_done()
 
     def _leave_if_done(self) -> None:
-        if self._stopping and not self._attempts and not any(lane.busy for lane in self._lanes.values()):
+        done = not self._attempts and not self._session.has_bulk
+        if self._stopping and done and not any(lane.busy for lane in self._lanes.values()):
             self.report(protocol.Bye("the hub said stop"))
             self._flush_now()
             self._leave()
@@ -336,6 +398,10 @@ class Agent:
     def payload(self, function: int) -> protocol.Payload:
         """The pickle of a function that was defined."""
         return self._functions[function]
+
+    def path_of(self, stored: protocol.Stored) -> str:
+        """The file of a payload on this node. Raises OSError if it is not here."""
+        return stored.path if self._received is None else self._received.path(stored.path, stored.size)
 
     def free_slots(self) -> int:
         """How many more tasks may run now."""

@@ -30,6 +30,11 @@ ELSEWHERE = b"\4"
 #: Bytes of a body in a message; it may have the names of very many buffers.
 BODY_LIMIT = descriptors.MESSAGE_LIMIT // 2
 
+#: What bodies begin with that hold all that there is: no files.
+INLINE = frozenset({b"\0", PLAIN})
+#: What bodies begin with that name files.
+WITH_FILES = frozenset({b"\1", b"\2", ELSEWHERE})
+
 _SMALL = frozenset({int, float, bool, complex, type(None)})
 #: Files whose frames do not belong into the traceback of a task.
 _OURS = frozenset({__file__, os.path.join(os.path.dirname(__file__), "runner.py")})
@@ -85,6 +90,39 @@ def _frame(spill: store.Spill, kept: list[tuple[str, int]]) -> bytes:
         names = json.dumps(kept).encode()
         return b"\1" + struct.pack("<I", len(names)) + names + spill.inline()
     return b"\0" + spill.inline()
+
+
+def whole(body: bytes) -> bytes:
+    """The body itself, if it was too large for a message and lies in a file; that is removed."""
+    if body[:1] != ELSEWHERE:
+        return body
+    path = body[1:].decode()
+    with open(path, "rb") as file:
+        data = file.read()
+    store.remove(path)
+    return data
+
+
+def files_of(body: bytes) -> list[tuple[str, int]]:
+    """The files that belong to a whole body: their paths and sizes. Raises ValueError if it is garbled."""
+    if body[:1] in INLINE:
+        return []
+    return [(str(path), int(size)) for path, size in json.loads(body[5 : _names_end(body)])]
+
+
+def with_files(body: bytes, files: list[tuple[str, int]]) -> bytes:
+    """The same body with its files elsewhere."""
+    names = json.dumps(files).encode()
+    return body[:1] + struct.pack("<I", len(names)) + names + pickle_of(body)
+
+
+def pickle_of(body: bytes) -> bytes:
+    """What stands behind the names of the files."""
+    return body[_names_end(body) :]
+
+
+def _names_end(body: bytes) -> int:
+    return 5 + int(struct.unpack_from("<I", body, 1)[0])
 
 
 def dump_error(error: BaseException, stores: list[str]) -> bytes:

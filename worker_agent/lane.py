@@ -25,6 +25,9 @@ class Host(Protocol):
     def payload(self, function: int) -> protocol.Payload:
         """The function's pickle."""
 
+    def path_of(self, stored: protocol.Stored) -> str:
+        """The file of a payload on this node. Raises OSError if it is not here."""
+
     def free_slots(self) -> int:
         """How many more tasks may run on the agent."""
 
@@ -100,11 +103,15 @@ class Lane:
         call, settings = attempt.order.body, attempt.settings
         assert isinstance(call, protocol.Call)
         function = self._host.payload(call.function)
-        buffers = [(stored.path, stored.size) for stored in call.buffers]
+        buffers = [(self._host.path_of(stored), stored.size) for stored in call.buffers]
         return channel.Task(
-            attempt.order.task, attempt.order.attempt, call.function, _plain(function), _plain(call.args), buffers,
+            attempt.order.task, attempt.order.attempt, call.function, self._plain(function), self._plain(call.args),
+            buffers,
             call.chunk, settings.cwd, settings.env, settings.stdout, settings.stderr,
         )  # fmt: skip
+
+    def _plain(self, payload: protocol.Payload) -> bytes | tuple[str, int]:
+        return payload if isinstance(payload, bytes) else (self._host.path_of(payload), payload.size)
 
     def _start_program(self, attempt: Attempt) -> None:
         try:
@@ -246,7 +253,3 @@ def _obstacle(error: OSError) -> bytes:
     """What stood in the way, other than the program itself: its directory, or a file for its streams."""
     path = str(error.filename or "")
     return f"{error.strerror}: {path!r} (a directory or a file that its options name)".encode(errors="replace")
-
-
-def _plain(payload: protocol.Payload) -> bytes | tuple[str, int]:
-    return payload if isinstance(payload, bytes) else (payload.path, payload.size)

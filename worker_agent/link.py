@@ -51,7 +51,8 @@ class Link:
         "_received", "_resend_at", "_sent_again", "_sizes", "_unacked", "_unacked_bytes", "_waiting",
     )  # fmt: skip
 
-    def __init__(self, encode: Callable[[object], bytes]) -> None:
+    def __init__(self, encode: Callable[[object], Sequence[bytes]]) -> None:
+        """``encode`` gives the bytes of a message: one entry, or more of one that is too large for a frame."""
         self._encode = encode
         self._waiting: deque[object] = deque()
         self._bulk: deque[Iterator[object]] = deque()
@@ -78,8 +79,24 @@ class Link:
         self._waiting.append(message)
 
     def send_bulk(self, messages: Iterator[object]) -> None:
-        """Send messages that are large or follow such; they are asked for one by one, when there is room."""
+        """Send messages that are large: they are asked for one by one, when there is room and nothing else to send.
+
+        ``messages`` may itself call :meth:`send`, when all of them have been taken, with what is to follow them.
+        """
         self._bulk.append(messages)
+
+    @property
+    def has_bulk(self) -> bool:
+        """Whether large payloads wait for their turn."""
+        return bool(self._bulk)
+
+    @property
+    def can_send(self) -> bool:
+        """Whether :meth:`take` has messages to give: new ones, or what was lost."""
+        if self._on_wire < len(self._unacked):
+            return not (self._probing and self._on_wire)
+        room = not self._unacked or (self._unacked_bytes < WINDOW and not self._probing)
+        return room and bool(self._waiting or (self._bulk and self._bulk_bytes < BULK_WINDOW))
 
     @property
     def idle(self) -> bool:
@@ -120,21 +137,23 @@ class Link:
             message, bulk = self._next()
             if message is None:
                 break
-            data = self._encode(message)
-            messages.append(data)
-            size += len(data)
-            self._keep(data, bulk)
+            first, *more = self._encode(message)
+            messages.append(first)
+            size += len(first)
+            self._keep(first, bulk)
+            for data in more:  # they go with the next frames
+                self._keep(data, bulk)
+            if more:
+                break
         return messages
 
     def _next(self) -> tuple[object | None, bool]:
-        if self._waiting:
-            return self._waiting.popleft(), False
-        while self._bulk and (self._bulk_bytes < BULK_WINDOW):
+        while not self._waiting and self._bulk and self._bulk_bytes < BULK_WINDOW:
             message = next(self._bulk[0], None)
             if message is not None:
                 return message, True
             self._bulk.popleft()
-        return None, False
+        return (self._waiting.popleft() if self._waiting else None), False
 
     def _keep(self, data: bytes, bulk: bool) -> None:
         self._unacked.append(data)

@@ -16,13 +16,17 @@ task names its attempt: a late answer is recognised by it.
     Recall         give this task back if it has not started    Bye          I leave, and why
     Kill           end this task                                Warn         a sentence for the log
     Stop           end everything and leave
+    Piece          of a payload, to who does not see our files  Piece        likewise
+    Drop           payloads that are no longer needed
 
-Bytes that are large do not travel in messages: a :class:`Stored` names a file in the session's private directories.
+Bytes that are large do not travel in messages: a :class:`Stored` names a file in the session's private directories. An
+agent that does not see these gets the file in pieces, and sends those of its own. A message that is too large for a
+frame all the same (a program's standard input, say) travels as :class:`Fragment` messages, in either direction.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -89,6 +93,21 @@ class Settings(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
 
 
 DEFAULT_SETTINGS: Final = Settings()
+
+
+class Piece(msgspec.Struct, array_like=True, frozen=True, tag="piece"):
+    """Bytes of a stored payload, which is named by its path where it comes from; its pieces come in order."""
+
+    path: str
+    offset: int
+    data: bytes
+
+
+class Fragment(msgspec.Struct, array_like=True, frozen=True, tag="fragment"):
+    """A part of an encoded message; the parts come one after the other."""
+
+    data: bytes
+    last: bool
 
 
 # --- orders: to the agent ---------------------------------------------------------------------------------------------
@@ -216,6 +235,12 @@ class Kill(msgspec.Struct, array_like=True, frozen=True, tag="kill"):
     grace: float
 
 
+class Drop(msgspec.Struct, array_like=True, frozen=True, tag="drop"):
+    """These payloads, which were sent in pieces, will not be named again unless sent anew."""
+
+    paths: list[str]
+
+
 class Stop(msgspec.Struct, array_like=True, frozen=True, tag="stop"):
     """End all tasks that still run (with ``signal``, ``grace`` seconds, SIGKILL) and leave."""
 
@@ -223,7 +248,10 @@ class Stop(msgspec.Struct, array_like=True, frozen=True, tag="stop"):
     grace: float
 
 
-Order = Welcome | Fence | Refuse | Prepare | Define | Forget | Open | Resize | Close | Run | Recall | Kill | Stop
+Order = (
+    Welcome | Fence | Refuse | Prepare | Define | Forget | Open | Resize | Close | Run | Recall | Kill | Stop | Piece
+    | Drop | Fragment
+)  # fmt: skip
 
 # --- reports: to the hub ----------------------------------------------------------------------------------------------
 
@@ -338,7 +366,7 @@ class Bye(msgspec.Struct, array_like=True, frozen=True, tag="bye"):
     reason: str
 
 
-Report = Hello | Unprepared | Started | Output | Finished | Recalled | Warn | Bye
+Report = Hello | Unprepared | Started | Output | Finished | Recalled | Warn | Bye | Piece | Fragment
 
 
 class Orders(msgspec.Struct, array_like=True, frozen=True):
@@ -380,7 +408,14 @@ class OtherProtocol(ProtocolError):
     """The peer speaks another version of this protocol."""
 
 
+#: A longer message goes in fragments of this size, in bytes.
+FRAGMENT: Final = 1024 * 1024
+#: No message is longer, in bytes: who sends more is no peer of ours.
+LONGEST_MESSAGE: Final = 2**31
+
 _encoder = msgspec.msgpack.Encoder()
+_order: msgspec.msgpack.Decoder[Order] = msgspec.msgpack.Decoder(Order)
+_report: msgspec.msgpack.Decoder[Report] = msgspec.msgpack.Decoder(Report)
 _orders = msgspec.msgpack.Decoder(Orders)
 _reports = msgspec.msgpack.Decoder(Reports)
 _anything = msgspec.msgpack.Decoder()
@@ -392,9 +427,45 @@ def encode(frame: Orders | Reports) -> bytes:
     return _encoder.encode(frame)
 
 
-def encode_message(message: object) -> bytes:
-    """The bytes of one message, for a frame that is made later."""
-    return _encoder.encode(message)
+def encode_message(message: object) -> list[bytes]:
+    """The bytes of a message, for frames that are made later: one entry, or those of its fragments."""
+    data = _encoder.encode(message)
+    if len(data) <= FRAGMENT:
+        return [data]
+    starts = range(0, len(data), FRAGMENT)
+    return [_encoder.encode(Fragment(data[at : at + FRAGMENT], at + FRAGMENT >= len(data))) for at in starts]
+
+
+class Joiner:
+    """Makes whole messages of fragments, for one direction of a conversation."""
+
+    __slots__ = ("_decoder", "_parts", "_size")
+
+    def __init__(self, kind: Any) -> None:
+        """``kind`` is :data:`Order` or :data:`Report`."""
+        self._decoder: Any = _order if kind is Order else _report
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def join(self, messages: Sequence[Any]) -> list[Any]:
+        """The messages that are whole. Raises ProtocolError if fragments make none."""
+        whole = []
+        for message in messages:
+            made = self._add(message) if type(message) is Fragment else message
+            if made is not None:
+                whole.append(made)
+        return whole
+
+    def _add(self, fragment: Fragment) -> Any:
+        self._parts.append(fragment.data)
+        self._size += len(fragment.data)
+        if self._size > LONGEST_MESSAGE:
+            self._parts, self._size = [], 0
+            raise ProtocolError(f"a message is longer than {LONGEST_MESSAGE} bytes")
+        if not fragment.last:
+            return None
+        data, self._parts, self._size = b"".join(self._parts), [], 0
+        return _decode_with(self._decoder, data, "a message")
 
 
 def make_frame(session: str, epoch: int, batch: Batch, time: float) -> bytes:
@@ -420,12 +491,19 @@ def decode_reports(data: Any) -> Reports:
 
 def _decode(decoder: msgspec.msgpack.Decoder[Frame], data: Any) -> Frame:
     try:
-        frame = decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError) as error:
+        frame: Frame = _decode_with(decoder, data, "a frame")
+    except ProtocolError:
         _check_version(_version_of(data))
-        raise ProtocolError(f"a frame of {len(data)} bytes cannot be read: {error}") from error
+        raise
     _check_version(frame.protocol)
     return frame
+
+
+def _decode_with(decoder: msgspec.msgpack.Decoder[Any], data: Any, what: str) -> Any:
+    try:
+        return decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError) as error:
+        raise ProtocolError(f"{what} of {len(data)} bytes cannot be read: {error}") from error
 
 
 def _check_version(version: int) -> None:

@@ -26,14 +26,12 @@ from collections.abc import Callable, Iterator
 from importlib.machinery import PathFinder
 from typing import Any, NamedTuple, NoReturn
 
-from worker_agent import bodies, channel, descriptors, processes
+from worker_agent import bodies, channel, descriptors, processes, store
 
 #: Exit status of an interpreter whose report socket is gone: the user's code closed it, or the agent died.
 NO_AGENT = 70
 
 _FUNCTIONS_KEPT = 64
-#: The variable that tells an executor inside a task where our directories are: its own lie in them, and go with them.
-SESSION_STORES = "HPC_SESSION_STORES"
 _waiting, _NOTHING_WAITS = bytearray(4), bytes(4)
 NO_BUFFERS: list[tuple[str, int]] = []
 
@@ -364,7 +362,7 @@ def prepare(setup: Setup) -> None:
     enter(None, setup.env)
     sys.path[:] = setup.path
     sys.argv[:] = setup.argv
-    os.environ[SESSION_STORES] = os.pathsep.join(setup.stores)
+    os.environ[store.SESSION_STORES] = os.pathsep.join(setup.stores)
     os.chdir(setup.cwd)
     load_cloudpickle(setup.cloudpickle)
     if setup.authkey is not None:

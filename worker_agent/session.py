@@ -8,7 +8,7 @@ for the hub has given its tasks to others, or is about to.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from worker_agent import protocol
@@ -49,6 +49,7 @@ class AgentSession:
         self.epoch = 0
         self._name = self._new_name()
         self._link = Link(protocol.encode_message)
+        self._joiner = protocol.Joiner(protocol.Order)
         self._lease_ends: float | None = None
         self._speak_at = 0.0
         self._out_since: float | None = None
@@ -59,9 +60,23 @@ class AgentSession:
         """Something that the hub is to know. What is said while nobody listens is forgotten with the fence."""
         self._link.send(report)
 
-    def report_bulk(self, reports: object) -> None:
-        """Large payloads, piece by piece, and what follows them."""
-        self._link.send_bulk(reports)  # type: ignore[arg-type]
+    def report_bulk(self, pieces: Iterator[protocol.Piece]) -> None:
+        """Large payloads, piece by piece; when the last one was taken, ``pieces`` may report what follows them."""
+        self._link.send_bulk(pieces)
+
+    @property
+    def can_send(self) -> bool:
+        """Whether there are reports that may go now."""
+        return self.epoch != 0 and self._link.can_send
+
+    @property
+    def has_bulk(self) -> bool:
+        """Whether large payloads wait for their turn."""
+        return self._link.has_bulk
+
+    def acknowledge_now(self, now: float) -> None:
+        """Tell the hub with the next frame what has arrived: it waits for that with the next pieces."""
+        self._link.acknowledge_now(now)
 
     def take(self, now: float) -> bytes | None:
         """A frame to be sent now, if there is one; call again until there is none."""
@@ -112,7 +127,7 @@ class AgentSession:
             return NOTHING
         self._renew(frame.echo)
         self._link.acknowledged(frame.ack, frame.misses, now)
-        return Incoming(list(self._link.receive(frame.first, frame.messages, now)))
+        return Incoming(self._joiner.join(self._link.receive(frame.first, frame.messages, now)))
 
     def _receive_unnumbered(self, frame: protocol.Orders, now: float) -> Incoming:
         message = frame.messages[0]

@@ -17,6 +17,8 @@ from typing import Any
 
 #: Bytes from which on a payload, or a buffer of one, is stored instead of travelling in a message.
 INLINE_LIMIT = 32 * 1024
+#: The variable that tells an executor inside a task where our directories are: its own lie in them, and go with them.
+SESSION_STORES = "HPC_SESSION_STORES"
 
 _numbers = itertools.count()
 Buffer = Any  # bytes, memoryview or pickle.PickleBuffer: whatever has the buffer protocol
@@ -40,17 +42,19 @@ class Spill:
         size = memoryview(data).nbytes
         if self._fd is None and self.size + size <= INLINE_LIMIT:
             self._parts.append(bytes(data))
+            self.size += size
         else:
-            self._store(data)
-        self.size += size
+            self.append(data)
 
-    def _store(self, data: Buffer) -> None:
+    def append(self, data: Buffer) -> None:
+        """As :meth:`write`, and into the file in any case."""
         if self._fd is None:
             self._open_next()
             for part in self._parts:
                 self._write_out(part)
             self._parts.clear()
         self._write_out(data)
+        self.size += memoryview(data).nbytes
 
     def _open_next(self) -> None:
         self.path = os.path.join(self._directories[0], f"{os.getpid()}-{next(_numbers)}-{os.urandom(4).hex()}")
@@ -108,7 +112,7 @@ class Spill:
 def store(data: Buffer, directories: list[str]) -> tuple[str, int]:
     """Store ``data`` whatever its size; gives the path and the size in bytes."""
     spill = Spill(directories)
-    spill._store(data)
+    spill.append(data)
     spill.close()
     assert spill.path is not None
     return spill.path, memoryview(data).nbytes

@@ -4,8 +4,9 @@
                                   -> programs
 
 It is a sub-reaper and does nothing else: when the agent ends, however it ends, it kills all that is left below and
-removes the session's directories. If it is itself killed, its agent gets SIGTERM by the parent-death signal, and ends
-everything. The client learns the agent's end from the supervisor's: when that is gone, so are the tasks.
+removes the session's directories (an invited agent's own, if it does not see those). If it is itself killed, its agent
+gets SIGTERM by the parent-death signal, and ends everything. The client learns the agent's end from the supervisor's:
+when that is gone, so are the tasks.
 """
 
 from __future__ import annotations
@@ -25,22 +26,26 @@ from worker_agent import processes
 _PATIENCE_MS = 2000
 
 
-def supervise(data: bytes, agent: Callable[[], None]) -> NoReturn:
+def supervise(data: bytes, agent: Callable[[list[str]], None]) -> NoReturn:
     """Fork, run ``agent`` in the child, and stay until it has ended and nothing of it is left.
 
     ``data`` is the agent's connection data: the session's directories are removed when the client is gone too.
+    ``agent`` is called with directories of its own if it is one that does not see those of the session, else with none.
     """
+    connection = read_fields(data)
+    invited = connection.get("client_pid") == 0
+    own = _make_own_directories(connection) if invited else []
     processes.become_subreaper()
     pid = os.fork()
     if pid == 0:
-        _become_agent(agent)
+        _become_agent(lambda: agent(own))
     signal.signal(signal.SIGTERM, lambda *_: processes.kill_tree(os.getpid(), signal.SIGKILL))
-    connection = read_fields(data)
-    invited = connection.get("client_pid") == 0
     client = None if invited else _open_client(connection)
     _wait(os.pidfd_open(pid), client, invited)
     processes.kill_tree(os.getpid(), signal.SIGKILL)
     status = _reap_all(pid)
+    for directory in own:
+        shutil.rmtree(directory, ignore_errors=True)
     if not invited and (client is None or not processes.pidfd_alive(client)):
         for directory in (connection.get("directory"), *connection.get("stores", ())):
             if directory is not None:
@@ -55,6 +60,13 @@ def read_fields(data: bytes) -> dict[str, Any]:
     except ValueError:
         return {}
     return fields if isinstance(fields, dict) else {}
+
+
+def _make_own_directories(connection: dict[str, Any]) -> list[str]:
+    """Directories for payloads, if those of the session are on another machine; else none."""
+    from worker_agent import directories
+
+    return [] if all(map(os.path.isdir, connection.get("stores", ()))) else directories.make()
 
 
 def _become_agent(agent: Callable[[], None]) -> NoReturn:

@@ -38,6 +38,7 @@ class Member:
     heard: float
     patience: float
     link: Link = field(default_factory=lambda: Link(protocol.encode_message))
+    joiner: protocol.Joiner = field(default_factory=lambda: protocol.Joiner(protocol.Report))
     echo: float = 0.0
 
 
@@ -100,7 +101,10 @@ class Members:
         return protocol.unnumbered_frame(self._session, 0, protocol.Refuse(name, text), 0.0)
 
     def receive(self, frame: protocol.Reports, route: Any, now: float) -> tuple[Member | None, list[protocol.Report]]:
-        """Whose frame it is, None for nobody's, and the reports in it that are new."""
+        """Whose frame it is, None for nobody's, and the reports in it that are new.
+
+        Raises ProtocolError if fragments in it make no report.
+        """
         member = self._by_epoch.get(frame.epoch)
         if member is None or frame.session != self._session:
             return None, []
@@ -112,7 +116,7 @@ class Members:
         if not frame.messages:
             member.link.acknowledge_now(now)  # a sign of life: it wants one
         member.link.acknowledged(frame.ack, frame.misses, now)
-        return member, list(member.link.receive(frame.first, frame.messages, now))
+        return member, member.joiner.join(member.link.receive(frame.first, frame.messages, now))
 
     def take(self, member: Member, now: float) -> bytes | None:
         """A frame to be sent to it now, if there is one."""
