@@ -8,7 +8,9 @@ Used from the hub's thread only. It decides who may join; what a lost agent mean
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import secrets
 import select
 import sys
@@ -131,6 +133,8 @@ class Agents:
         self._numbers = iter(range(1, 2**62)).__next__
         self._network: Network | None = None
         self._endpoints: list[str] = []
+        #: those whose files are there, because somebody may still join by them
+        self._invitations: dict[str, Invitation] = {}
 
     def __iter__(self) -> Iterator[Worker]:
         return iter(list(self._workers.values()))
@@ -168,7 +172,21 @@ class Agents:
             server_key=network.server_key.decode(), public_key=public.decode(), secret_key=secret.decode(),
         )  # fmt: skip
         path = self._directories.write_private(f"invitation-{launch}.json", protocol.write_connection(connection))
-        return Invitation(path, launch, tuple(self._endpoints))
+        invitation = self._invitations[launch] = Invitation(path, launch, tuple(self._endpoints))
+        return invitation
+
+    def revoke(self, launch: str) -> None:
+        """Nobody joins by this invitation any more."""
+        if self._network is not None:
+            self._network.close_launch(launch)
+
+    def _remove_used_invitations(self, now: float) -> None:
+        """A file by which nobody may join any more would only be lying about."""
+        for launch, invitation in list(self._invitations.items()):
+            if self._network is None or self._network.open_until(launch) < now:
+                del self._invitations[launch]
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(invitation.path)
 
     def _listen(self, host: str | None, port: int | None) -> Network:
         network = Network(self._context)
@@ -198,6 +216,8 @@ class Agents:
     def receive(self, now: float) -> Iterator[Event]:
         """What has happened."""
         yield from self._receive_frames(now)
+        if self._invitations:
+            self._remove_used_invitations(now)
         while self._ended:
             yield self._on_end(self._ended.pop())
         for worker in self:
@@ -341,10 +361,14 @@ class Agents:
 
     def due(self) -> float | None:
         """When :meth:`flush` and :meth:`receive` have something to do, if nothing else happens."""
-        due = self._members.due()
+        times = [self._members.due(), *map(self._open_until, self._invitations)]
+        due = min((time for time in times if time is not None), default=None)
         if any(worker.launch is not None and worker.member is None for worker in self):
             return min(due or time.monotonic() + 1.0, time.monotonic() + 1.0)
         return due
+
+    def _open_until(self, launch: str) -> float | None:
+        return self._network.open_until(launch) if self._network is not None else None
 
     def _send(self, route: Route, frame: bytes) -> None:
         if route.user:

@@ -218,11 +218,17 @@ class HPCExecutor(_Tasks):
         :param host: the address to listen on; None: that of this machine on the way to others. "*" for all.
         :param port: None: any that is free.
         :return: the private file (an ``os.PathLike``) for ``python -m worker_agent``. Who has it may run code as you.
+            It is removed when all have joined, when the time is over, or by :meth:`revoke`.
         :raises OSError: the address or port cannot be had.
         """
         if isinstance(n, bool) or not isinstance(n, int) or n < 1:
             raise ValueError(f"n={n!r}: expected a number of agents, 1 or more")
         return self._open_hub().invite(n, check_duration("expires", expires), host, port)
+
+    def revoke(self, invitation: Invitation) -> None:
+        """Nobody joins by this invitation any more, and its file goes; agents that have joined by it stay."""
+        if self._hub is not None:
+            self._hub.revoke(invitation.launch)
 
     def workers(self) -> list[WorkerInfo]:
         """The agents that have joined until now."""

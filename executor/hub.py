@@ -186,6 +186,10 @@ class Hub:
             return given
         raise RuntimeError("the executor has ended")
 
+    def revoke(self, launch: str) -> None:
+        """Nobody joins by this invitation any more."""
+        self._post(lambda: self._agents.revoke(launch))
+
     def workers(self) -> list[WorkerInfo]:
         """The agents that have joined."""
         return [

@@ -159,6 +159,17 @@ class Network:
         if grant is not None:
             del self._launch_of_key[grant.key]
 
+    def close_launch(self, launch: str) -> None:
+        """Nobody joins under this launch any more; those who have may stay and connect anew."""
+        grant = self._grants.get(launch)
+        if grant is not None:
+            grant.expires = float("-inf")
+
+    def open_until(self, launch: str) -> float:
+        """Until when processes may join under this launch; -inf if no more may."""
+        grant = self._grants.get(launch)
+        return grant.expires if grant is not None and len(grant.processes) < grant.count else float("-inf")
+
     def may_join(self, launch: str, process: str, now: float) -> str:
         """Why this process may not join under the launch; empty if it may, and it counts from now on."""
         grant = self._grants.get(launch)

@@ -42,6 +42,14 @@ def join(tmp_path: Path) -> Iterator[Join]:
         process.communicate(timeout=PATIENCE)
 
 
+def copied(invitation: Any, tmp_path: Path) -> Path:
+    """The invitation as somebody has it who keeps a copy."""
+    copy = tmp_path / "copy"
+    copy.touch(0o600)
+    copy.write_bytes(Path(invitation).read_bytes())
+    return copy
+
+
 def gone(pid: int) -> bool:
     """Whether there is no such process any more."""
     return not os.path.exists(f"/proc/{pid}")
@@ -95,13 +103,14 @@ def test_the_file_of_an_invitation_is_private_whatever_the_umask(new_executor: C
 
 
 def test_an_agent_too_many_is_refused_in_one_sentence_on_both_sides(
-    join: Join, new_executor: Callable[..., HPCExecutor], caplog: pytest.LogCaptureFixture
+    join: Join, new_executor: Callable[..., HPCExecutor], caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     executor = new_executor(1, agents=0)
     invitation = executor.invite(1, host="127.0.0.1")
+    copy = copied(invitation, tmp_path)
     join(invitation)
     assert outcome(executor.submit(pow, 2, 3)) == 8
-    second = join(invitation)
+    second = join(copy)
     _, told = second.communicate(timeout=PATIENCE)
     assert second.returncode == 1
     assert told.splitlines()[-1].startswith("this agent leaves: all agents of launch")
@@ -109,9 +118,15 @@ def test_an_agent_too_many_is_refused_in_one_sentence_on_both_sides(
     assert outcome(executor.submit(pow, 2, 3)) == 8
 
 
-def test_an_invitation_that_has_expired_lets_nobody_in(join: Join, new_executor: Callable[..., HPCExecutor]) -> None:
+def test_an_invitation_that_has_expired_lets_nobody_in(
+    join: Join, new_executor: Callable[..., HPCExecutor], tmp_path: Path
+) -> None:
     executor = new_executor(1)
-    process = join(executor.invite(1, expires=0, host="127.0.0.1"))
+    invitation = executor.invite(1, host="127.0.0.1")
+    copy = copied(invitation, tmp_path)
+    executor.revoke(invitation)
+    wait_until(lambda: not os.path.exists(invitation))
+    process = join(copy)
     _, told = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     assert "the hub cannot be reached" in told
@@ -165,3 +180,44 @@ def test_nothing_is_left_of_a_client_that_was_killed(
 def test_a_lease_that_makes_no_sense_is_refused(wrong: Any) -> None:
     with pytest.raises((TypeError, ValueError), match=re.escape(f"lease={wrong!r}")):
         HPCExecutor(1, lease=wrong)
+
+
+def test_an_invitation_goes_when_all_have_joined(join: Join, new_executor: Callable[..., HPCExecutor]) -> None:
+    executor = new_executor(1, agents=0)
+    invitation = executor.invite(2, host="127.0.0.1")
+    join(invitation)
+    wait_until(lambda: len(executor.workers()) == 1)
+    assert os.path.exists(invitation)
+    join(invitation)
+    wait_until(lambda: len(executor.workers()) == 2)
+    wait_until(lambda: not os.path.exists(invitation))
+
+
+def test_an_invitation_goes_when_its_time_is_over(new_executor: Callable[..., HPCExecutor]) -> None:
+    invitation = new_executor(1, agents=0).invite(host="127.0.0.1", expires="100ms")
+    wait_until(lambda: not os.path.exists(invitation))
+
+
+def test_an_invitation_that_was_revoked_lets_nobody_in_and_nobody_go(
+    join: Join, new_executor: Callable[..., HPCExecutor], tmp_path: Path
+) -> None:
+    executor = new_executor(1, agents=0)
+    invitation = executor.invite(2, host="127.0.0.1")
+    copy = copied(invitation, tmp_path)
+    join(invitation)
+    wait_until(lambda: len(executor.workers()) == 1)
+    executor.revoke(invitation)
+    wait_until(lambda: not os.path.exists(invitation))
+    late = join(copy)
+    _, told = late.communicate(timeout=PATIENCE)
+    assert late.returncode == 1
+    assert "has expired" in told
+    assert outcome(executor.submit(pow, 2, 3)) == 8
+
+
+def test_a_file_that_is_gone_is_a_sentence(join: Join, tmp_path: Path) -> None:
+    process = join(tmp_path / "gone.json")
+    _, told = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1
+    why = "all its agents have joined, its time is over, or it is on another machine"
+    assert told == f"{tmp_path / 'gone.json'} is not there: {why}\n"

@@ -339,7 +339,7 @@ def test_the_right_key_for_another_domain_is_refused(service: Service, keys: Key
 
 def test_the_limits_are_set(service: Service, keys: Keys) -> None:
     wanted = {
-        zmq.MAXMSGSIZE: 16 * 2**20 + 64 * 2**10, zmq.HANDSHAKE_IVL: 10_000, zmq.HEARTBEAT_IVL: 5_000,
+        zmq.MAXMSGSIZE: 4 * 2**20, zmq.HANDSHAKE_IVL: 10_000, zmq.HEARTBEAT_IVL: 5_000,
         zmq.HEARTBEAT_TIMEOUT: 15_000, zmq.SNDHWM: 0, zmq.RCVHWM: 0,
     }  # fmt: skip
     router, agent = service.network._router, service.keep(service.agent(keys))

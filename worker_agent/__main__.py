@@ -49,7 +49,12 @@ def _connection_data(arguments: Sequence[str]) -> bytes:
 
 
 def _read_private(path: str) -> bytes:
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        sys.exit(f"{path} is not there: all its agents have joined, its time is over, or it is on another machine")
+    except OSError as error:
+        sys.exit(f"{path} cannot be read: {error.strerror}")
     with open(fd, "rb") as file:
         found = os.fstat(fd)
         if found.st_uid != os.getuid() or found.st_mode & 0o077:

@@ -15,8 +15,8 @@ from typing import Any
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-#: The largest frame: a piece of a payload, and room for what is said about it. A larger one ends the connection.
-FRAME_LIMIT = 16 * 2**20 + 64 * 2**10
+#: The largest frame: the largest fragment of a message, and room for others. A larger one ends the connection.
+FRAME_LIMIT = 4 * 2**20
 #: The largest message: what libzmq measures is the encrypted frame, with a name, a nonce, flags and a seal.
 MESSAGE_LIMIT = FRAME_LIMIT - 33
 #: What both ends of a connection set alike; times are milliseconds. Nothing is
