@@ -161,15 +161,21 @@ class Agents:
         self._by_pidfd[launch.pidfd] = worker
         self._epoll.register(launch.pidfd, select.EPOLLIN)
 
-    def invite(self, count: int, seconds: float, host: str | None, port: int | None) -> Invitation:
-        """Let ``count`` agents join over the network, within ``seconds``. Raises ListenError, NetworkUnsafe."""
+    def invite(
+        self, count: int, seconds: float, host: str | None, port: int | None, imports: list[str]
+    ) -> Invitation:
+        """Let ``count`` agents join over the network that have the ``imports``, within ``seconds``.
+
+        Raises ListenError, NetworkUnsafe.
+        """
         network = self._network or self._listen(host, port)
         launch = secrets.token_hex(8)
         public, secret = network.grant(launch, count, time.monotonic() + seconds)
         connection = protocol.Connection(
             protocol=protocol.PROTOCOL, endpoints=self._endpoints, session=self._session, launch=launch, client_pid=0,
             client_start=0, directory=self._directories.main, stores=self._directories.stores, slots=0,
-            server_key=network.server_key.decode(), public_key=public.decode(), secret_key=secret.decode(),
+            path=local.absolute_path(), imports=imports, server_key=network.server_key.decode(),
+            public_key=public.decode(), secret_key=secret.decode(),
         )  # fmt: skip
         path = self._directories.write_private(f"invitation-{launch}.json", protocol.write_connection(connection))
         invitation = self._invitations[launch] = Invitation(path, launch, tuple(self._endpoints))
@@ -410,4 +416,6 @@ def _mismatch(hello: protocol.Hello) -> str:
     pickler = processes.version_of("cloudpickle") if hello.cloudpickle else ""
     if pickler and hello.cloudpickle.split(".")[0] != pickler.split(".")[0]:
         return f"it has cloudpickle {hello.cloudpickle}, and the client {pickler}"
+    if hello.missing:
+        return f"it has no module {', '.join(hello.missing)}, which preload names: install it there"
     return ""

@@ -212,7 +212,8 @@ class HPCExecutor(_Tasks):
     ) -> Invitation:
         """Let ``n`` more agents join, from this machine or another one: ``python -m worker_agent FILE``.
 
-        From the first invitation on this executor listens, always with CurveZMQ and a key for each invitation.
+        From the first invitation on this executor listens, always with CurveZMQ and a key for each invitation. An agent
+        with another Python or cloudpickle, or without a module of ``preload``, is refused.
 
         :param expires: a duration within which they must say hello.
         :param host: the address to listen on; None: that of this machine on the way to others. "*" for all.
@@ -223,7 +224,7 @@ class HPCExecutor(_Tasks):
         """
         if isinstance(n, bool) or not isinstance(n, int) or n < 1:
             raise ValueError(f"n={n!r}: expected a number of agents, 1 or more")
-        return self._open_hub().invite(n, check_duration("expires", expires), host, port)
+        return self._open_hub().invite(n, check_duration("expires", expires), host, port, self._preload)
 
     def revoke(self, invitation: Invitation) -> None:
         """Nobody joins by this invitation any more, and its file goes; agents that have joined by it stay."""

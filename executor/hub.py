@@ -165,13 +165,15 @@ class Hub:
         """The processes of the agents' supervisors."""
         return [worker.launch.process.pid for worker in self._agents if worker.launch is not None]
 
-    def invite(self, count: int, seconds: float, host: str | None, port: int | None) -> Invitation:
+    def invite(
+        self, count: int, seconds: float, host: str | None, port: int | None, imports: list[str]
+    ) -> Invitation:
         """Let agents join over the network. Waits for the hub; raises what it raises."""
         answer: queue.SimpleQueue[Invitation | Exception] = queue.SimpleQueue()
 
         def invite() -> None:
             try:
-                answer.put(self._agents.invite(count, seconds, host, port))
+                answer.put(self._agents.invite(count, seconds, host, port, imports))
             except Exception as error:
                 answer.put(error)
 

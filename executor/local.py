@@ -79,13 +79,18 @@ class Launch:
         os.close(self.pidfd)
 
 
+def absolute_path() -> list[str]:
+    """Where modules are found here, for agents that have them nowhere else."""
+    return [folder for folder in sys.path if os.path.isabs(folder)]
+
+
 def launch(session: str, own: SessionDirectories, slots: int) -> Launch:
     """Start an agent with ``slots`` places on this machine. Raises OSError if that cannot be done."""
     connection = protocol.Connection(
         protocol=protocol.PROTOCOL, endpoints=[f"ipc://{own.endpoint_path}"], session=session,
         launch=secrets.token_hex(8), client_pid=os.getpid(), client_start=processes.start_time(os.getpid()) or 0,
         directory=own.main, stores=own.stores, slots=slots,
-        path=[folder for folder in sys.path if os.path.isabs(folder)],
+        path=absolute_path(),
     )  # fmt: skip
     log = os.path.join(own.main, f"agent-{connection.launch}.log")
     with open(log, "wb") as stderr:

@@ -221,3 +221,15 @@ def test_a_file_that_is_gone_is_a_sentence(join: Join, tmp_path: Path) -> None:
     assert process.returncode == 1
     why = "all its agents have joined, its time is over, or it is on another machine"
     assert told == f"{tmp_path / 'gone.json'} is not there: {why}\n"
+
+
+def test_an_agent_without_a_module_that_tasks_need_is_refused_in_one_sentence_on_both_sides(
+    join: Join, new_executor: Callable[..., HPCExecutor], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    executor = new_executor(1, agents=0, preload=["json", "no_such_module.inner"])
+    agent = join(executor.invite(host="127.0.0.1"))
+    _, told = agent.communicate(timeout=PATIENCE)
+    assert agent.returncode == 1
+    why = "it has no module no_such_module.inner, which preload names: install it there"
+    assert told.splitlines()[-1] == f"this agent leaves: {why}"
+    assert why in caplog.text

@@ -17,6 +17,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from typing import Any
 
 import msgspec
@@ -137,7 +138,7 @@ class Agent:
             launch=self._connection.launch, process=self._process, name=name, host=socket.gethostname(),
             pid=os.getpid(), python=sys.version.split()[0], slots=self._slots,
             cloudpickle=processes.version_of("cloudpickle") if invited else "",
-            shares=self._received is None,
+            shares=self._received is None, missing=[each for each in self._connection.imports if not _is_here(each)],
         )  # fmt: skip
 
     def _watch_client(self) -> None:
@@ -481,3 +482,7 @@ class Agent:
                 return attempt.state is not State.ENDED
         return False
 
+
+def _is_here(module: str) -> bool:
+    """Whether a module can be imported, by its first name: to look further would import that."""
+    return find_spec(module.partition(".")[0]) is not None

@@ -260,7 +260,8 @@ class Hello(msgspec.Struct, array_like=True, frozen=True, tag="hello", kw_only=T
     """Who the agent is: the launch that it belongs to, its host and process, and what it offers.
 
     ``process`` tells apart all processes of agents, ``name`` all their registrations: both are random and never given
-    twice. ``shares`` says that it sees the files of the session.
+    twice. ``shares`` says that it sees the files of the session, ``missing`` which of the imports that the connection
+    names it has not.
     """
 
     launch: str
@@ -272,6 +273,7 @@ class Hello(msgspec.Struct, array_like=True, frozen=True, tag="hello", kw_only=T
     slots: int
     cloudpickle: str = ""
     shares: bool = True
+    missing: list[str] = []
 
 
 class Unprepared(msgspec.Struct, array_like=True, frozen=True, tag="unprepared"):
@@ -529,7 +531,8 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
     ``path`` is added at the end of the agent's ``sys.path``, for modules that the client found elsewhere.
 
     An agent that was invited has no client that it could watch (``client_pid`` 0): it dials the ``endpoints`` one after
-    the other, with the keys of its launch, and counts its own slots if ``slots`` is 0.
+    the other, with the keys of its launch, and counts its own slots if ``slots`` is 0. ``imports`` are modules that its
+    tasks will need.
     """
 
     protocol: int
@@ -542,6 +545,7 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
     stores: list[str]
     slots: int
     path: list[str] = []
+    imports: list[str] = []
     server_key: str = ""
     public_key: str = ""
     secret_key: str = ""
