@@ -24,7 +24,7 @@ import zmq
 from executor import local
 from executor.core.members import Member, Members
 from executor.core.model import WorkerId
-from executor.network import Network
+from executor.network import Network, SparingLog
 from executor.transfers import Transfers
 from worker_agent import processes, protocol
 
@@ -34,6 +34,16 @@ log = logging.getLogger("executor")
 LAUNCH_PATIENCE = 60.0
 #: Seconds that an agent may take to leave when all is done, beyond the grace of its tasks.
 STOP_PATIENCE = 5.0
+#: Bytes of the longest hello.
+HELLO_LIMIT = 4096
+#: Seconds between two answers to somebody who has not joined: who asks and never reads would fill our memory.
+ANSWER_EVERY = 0.1
+#: Seconds that a registration over the network lasts at least: no lease is shorter.
+STAY = 1.0
+#: Of an epoch, so many bits are drawn.
+_SECRET_BITS = 40
+#: So many strangers are remembered.
+_STRANGERS = 1000
 
 
 @dataclass(slots=True, eq=False)
@@ -70,7 +80,7 @@ class Route(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Invitation:
-    """A file by which agents may join: ``python -m worker_agent FILE``, here or where the file was brought to.
+    """A file by which agents may join: ``python -P -m worker_agent FILE``, here or where the file was brought to.
 
     Whoever has the file may run code as you: it is private (0600), and to be kept so.
     """
@@ -126,7 +136,7 @@ class Agents:
         self._session = session
         self._directories = directories
         self._epoll = epoll
-        self._members = Members(session, lease)
+        self._members = Members(session, lease, lambda number: number << _SECRET_BITS | secrets.randbits(_SECRET_BITS))
         self._workers: dict[WorkerId, Worker] = {}
         self._by_pidfd: dict[int, Worker] = {}
         self._ended: list[Worker] = []
@@ -135,6 +145,9 @@ class Agents:
         self._endpoints: list[str] = []
         #: those whose files are there, because somebody may still join by them
         self._invitations: dict[str, Invitation] = {}
+        self._log = SparingLog()
+        #: when somebody who has not joined was last answered, and about what
+        self._answered: dict[tuple[Route, str], float] = {}
 
     def __iter__(self) -> Iterator[Worker]:
         return iter(list(self._workers.values()))
@@ -235,6 +248,10 @@ class Agents:
     def _receive_frames(self, now: float) -> Iterator[Event]:
         while int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             identity, data = self._socket.recv(), self._socket.recv()
+            if self._socket.getsockopt(zmq.RCVMORE):  # what is left would be taken for the next message's beginning
+                self._socket.recv_multipart()
+                self._log.warning("parts", "a message of several parts was dropped")
+                continue
             yield from self._on_data(Route(identity, ""), data, now)
         if self._network is not None:
             self._network.answer_zap(now)
@@ -245,29 +262,43 @@ class Agents:
         try:
             frame = protocol.decode_reports(data)
         except protocol.ProtocolError as error:
-            log.warning("a frame was dropped: %s", error)
-            if isinstance(error, protocol.OtherProtocol):
+            self._log.warning(f"garbled {route.user}", "a frame was dropped: %.300s", error)
+            if isinstance(error, protocol.OtherProtocol) and self._may_answer(route, "refusal", now):
                 self._send(route, self._members.refuse("", str(error)))
             return
         if frame.session != self._session:
-            log.warning("a frame of another session was dropped")
+            self._log.warning(f"session {route.user}", "a frame of another session was dropped")
+        elif frame.epoch == 0 and len(data) > HELLO_LIMIT:
+            self._log.warning(f"long {route.user}", "a hello of %d bytes was dropped", len(data))
         elif frame.epoch == 0:
-            yield from self._on_hello(route, frame, now)
+            if self._may_answer(route, "hello", now):
+                yield from self._on_hello(route, frame, now)
         else:
             yield from self._on_frame(route, frame, now)
+
+    def _may_answer(self, route: Route, about: str, now: float) -> bool:
+        """Whether somebody who has not joined is heard again."""
+        if now < self._answered.get((route, about), 0.0) + ANSWER_EVERY:
+            return False
+        if len(self._answered) >= _STRANGERS:
+            self._answered.clear()
+        self._answered[route, about] = now
+        return True
 
     def _on_frame(self, route: Route, frame: protocol.Reports, now: float) -> Iterator[Event]:
         known = self._members.of_epoch(frame.epoch)
         if known is not None and known.route.user != route.user:
-            log.warning("a frame was dropped: its sender (launch %s) is not who has this epoch", route.user)
+            text = "a frame was dropped: its sender (launch %s) is not who has this epoch"
+            self._log.warning(f"epoch {route.user}", text, route.user)
             return
         try:
             member, reports = self._members.receive(frame, route, now)
         except protocol.ProtocolError as error:
-            log.warning("a message was dropped: %s", error)
+            self._log.warning(f"garbled {route.user}", "a message was dropped: %.300s", error)
             return
         if member is None:
-            self._send(route, self._members.fence(frame.epoch))
+            if self._may_answer(route, "fence", now):
+                self._send(route, self._members.fence(frame.epoch))
             return
         worker = self._workers[member.worker]
         if worker.transfers is not None and any(isinstance(report, protocol.Piece) for report in reports):
@@ -290,11 +321,14 @@ class Agents:
         if earlier is not None and (earlier.route.user != route.user or self._members.is_late(hello, frame.clock)):
             return  # overtaken by the hello that counts, or no word of this process
         if earlier is not None and self._workers[earlier.worker].launch is None:
+            if now < self._workers[earlier.worker].started + STAY:
+                return  # no lease has run out: it is broken, and would come and go all the time
             yield self._lose(self._workers[earlier.worker], "it was out of contact")  # it has ended what it ran
         worker = self._place(hello, route)
         obstacle = self._obstacle(worker, hello, route, now)
         if worker is None or obstacle:
-            log.warning("an agent on %.100s (process %d) was refused: %s", hello.host, hello.pid, obstacle)
+            text = "an agent on %.100s (process %d) was refused: %s"
+            self._log.warning(f"refused {route.user} {obstacle}", text, hello.host, hello.pid, obstacle)
             self._send(route, self._members.refuse(hello.name, obstacle))
             return
         self._workers[worker.id] = worker
@@ -356,6 +390,10 @@ class Agents:
             self._epoll.unregister(worker.launch.pidfd)
             del self._by_pidfd[worker.launch.pidfd]
             worker.launch.close()
+
+    def warn(self, worker: Worker, text: str) -> None:
+        """What an agent wants to be in the log."""
+        self._log.warning(f"warn {worker.id} {text[:100]}", "%.100s: %.500s", worker.host, text)
 
     # --- what they are told -------------------------------------------------------------------------------------------
 

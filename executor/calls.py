@@ -53,7 +53,8 @@ class Request:
         assert self.program is not None
         stdin = self.program.stdin
         path = str(stdin) if isinstance(stdin, Path) else None
-        return protocol.Command(list(self.program.argv), self.program.stdin_bytes(), path)
+        given = self.args if isinstance(self.args, protocol.Stored) else self.program.stdin_bytes()
+        return protocol.Command(list(self.program.argv), given, path)
 
     def payloads(self) -> Sequence[protocol.Stored]:
         """The files that hold its arguments, and its function if that is large."""
@@ -63,7 +64,7 @@ class Request:
         return stored
 
     def stored(self) -> Sequence[protocol.Stored]:
-        """The files that hold its arguments."""
+        """The files that hold its arguments, or the standard input of a program."""
         return [*self.buffers, self.args] if isinstance(self.args, protocol.Stored) else self.buffers
 
 

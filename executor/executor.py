@@ -210,7 +210,7 @@ class HPCExecutor(_Tasks):
     def invite(
         self, n: int = 1, *, expires: float | str = "10m", host: str | None = None, port: int | None = None
     ) -> Invitation:
-        """Let ``n`` more agents join, from this machine or another one: ``python -m worker_agent FILE``.
+        """Let ``n`` more agents join, from this machine or another one: ``python -P -m worker_agent FILE``.
 
         From the first invitation on this executor listens, always with CurveZMQ and a key for each invitation. An agent
         with another Python or cloudpickle, or without a module of ``preload``, is refused.
@@ -218,8 +218,8 @@ class HPCExecutor(_Tasks):
         :param expires: a duration within which they must say hello.
         :param host: the address to listen on; None: that of this machine on the way to others. "*" for all.
         :param port: None: any that is free.
-        :return: the private file (an ``os.PathLike``) for ``python -m worker_agent``. Who has it may run code as you.
-            It is removed when all have joined, when the time is over, or by :meth:`revoke`.
+        :return: the private file (an ``os.PathLike``) for ``python -P -m worker_agent``. Who has it may run code as
+            you. It is removed when all have joined, when the time is over, or by :meth:`revoke`.
         :raises OSError: the address or port cannot be had.
         """
         if isinstance(n, bool) or not isinstance(n, int) or n < 1:
@@ -253,6 +253,9 @@ class HPCExecutor(_Tasks):
             if program is not None:
                 check_program_call(program, args, kwargs)
                 request.program = program
+                stdin = program.stdin_bytes()
+                if stdin is not None and len(stdin) > protocol.INLINE_LIMIT:
+                    request.args = hub.payloads.put(stdin)
             else:
                 request.function = packed or hub.functions.pack(fn)
                 request.args, request.buffers = pack_arguments(args, kwargs, hub.payloads, chunk)

@@ -31,8 +31,8 @@ from executor.errors import AgentFailed, ExecutorTerminated, InitializerFailed
 from executor.functions import Function, Functions
 from executor.outcome import discard
 from executor.payloads import Payloads
-from executor.transfers import Transfers
-from worker_agent import protocol
+from executor.transfers import Transfers, check_error, check_outcome
+from worker_agent import bodies, protocol
 
 log = logging.getLogger("executor")
 
@@ -300,15 +300,25 @@ class Hub:
         if worker.transfers is not None:
             reports = worker.transfers.take_reports(reports)
         for report in reports:
-            if isinstance(report, protocol.Unprepared):
-                self._note_unprepared(report)
+            if isinstance(report, protocol.Finished):
+                if report.body[:1] in bodies.WITH_FILES:
+                    check_outcome(report, self.directories.stores)
             elif isinstance(report, protocol.Warn):
-                log.warning("%s: %.500s", worker.host, report.text)
+                self._agents.warn(worker, report.text)
+        reports = [each for each in reports if type(each) is not protocol.Unprepared or self._counts(worker, each)]
         self._perform(self._core.receive(worker.id, reports))
 
-    def _note_unprepared(self, report: protocol.Unprepared) -> None:
-        if report.initializer:
+    def _counts(self, worker: Worker, report: protocol.Unprepared) -> bool:
+        """Whether the worker was told of the environment that it says it cannot prepare."""
+        if report.environment not in worker.environments or not check_error(report, self.directories.stores):
+            return False
+        if report.initializer and self._has_initializer(report.environment):
             self.broken = InitializerFailed(f"{report.text}; the executor takes no more tasks")
+        return True
+
+    def _has_initializer(self, environment: int) -> bool:
+        prepared = self.environments.get(environment)
+        return prepared is not None and prepared.initializer is not None
 
     def _hand_over_news(self) -> None:
         if self._news:

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 from cloudpickle.cloudpickle import (
     _DYNAMIC_CLASS_TRACKER_BY_ID,  # classes that were sent or received by value, by a number that travels with them
 )
@@ -36,6 +37,7 @@ from worker_agent import bodies, protocol, store
 
 log = logging.getLogger("executor")
 
+_plain = msgspec.json.Decoder(int | float | bool | None)
 #: Ends whose body is a sentence, and not a value or an error.
 _EXPLAINED = frozenset({protocol.NOT_STARTED, protocol.LOST})
 
@@ -59,12 +61,12 @@ def unpack(request: Request, outcome: object) -> tuple[Any, BaseException | None
 
 
 def plain_value(finished: protocol.Finished) -> tuple[bool, Any]:
-    """Whether the outcome is a value whose unpickling runs none of the user's code; and that value."""
+    """Whether the outcome is a value that can be read without running anybody's code; and that value."""
     if finished.end != protocol.VALUE or finished.body[:1] != bodies.PLAIN:
         return False, None
     try:
-        return True, pickle.loads(memoryview(finished.body)[1:])
-    except Exception:  # garbled: the delivery will say so
+        return True, _plain.decode(memoryview(finished.body)[1:])
+    except msgspec.DecodeError:  # garbled: the delivery will say so
         return False, None
 
 
@@ -88,6 +90,8 @@ def _load_value(future: TaskFuture, body: bytes) -> tuple[Any, BaseException | N
 
 
 def _load_body(body: bytes) -> Any:
+    if body[:1] == bodies.PLAIN:
+        return _plain.decode(memoryview(body)[1:])
     if body[:1] in bodies.INLINE:
         if b"_class_setstate" in body:
             return ClassKeepingUnpickler(io.BytesIO(body[1:])).load()

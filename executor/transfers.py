@@ -9,6 +9,8 @@ Until its last piece is on the way, a task can be withdrawn without asking the a
 from __future__ import annotations
 
 import logging
+import os
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +23,10 @@ log = logging.getLogger("executor")
 
 #: Bytes of payloads that stay with an agent although no task there needs them, in case that one comes again.
 KEPT = 256 * 2**20
+#: The name of a payload in its directory, as :mod:`worker_agent.store` makes them.
+_PAYLOAD = re.compile(r"\d+-\d+-[0-9a-f]{8}")
+#: Ends whose body is a sentence, and no outcome of a call.
+_EXPLAINED = frozenset({protocol.NOT_STARTED, protocol.LOST})
 
 
 @dataclass(slots=True, eq=False)
@@ -167,6 +173,44 @@ class Transfers:
         for sending in self._sendings.values():
             sending.waits = False
         self._received.clear()
+
+
+def check_outcome(report: protocol.Finished, stores: list[str]) -> None:
+    """An outcome may name payloads of its session and nothing else: what it names is read, and removed after that.
+
+    One that names others becomes an error.
+    """
+    if report.end in _EXPLAINED:
+        return
+    try:
+        report.body = _checked(report.body, stores)
+    except (OSError, ValueError) as error:
+        log.warning("the outcome of task %d is not to be had: %.300s", report.task, error)
+        report.end, report.body = protocol.ERROR, bodies.dump_error(error, [])
+
+
+def check_error(report: protocol.Unprepared, stores: list[str]) -> bool:
+    """Whether its error names payloads of its session and nothing else, if it names any."""
+    try:
+        report.error = _checked(report.error, stores)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _checked(body: bytes, stores: list[str]) -> bytes:
+    if body[:1] == bodies.ELSEWHERE:
+        _check_is_payload(body[1:].decode(), stores)
+        body = bodies.whole(body)
+    if body[:1] in bodies.WITH_FILES:
+        for path, _ in bodies.files_of(body):
+            _check_is_payload(path, stores)
+    return body
+
+
+def _check_is_payload(path: str, stores: list[str]) -> None:
+    if os.path.dirname(path) not in stores or not _PAYLOAD.fullmatch(os.path.basename(path)):
+        raise ValueError(f"{path[:200]!r} is no payload of this session")
 
 
 def _is_of_one_task(stored: protocol.Stored, run: protocol.Run) -> bool:

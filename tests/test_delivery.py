@@ -132,7 +132,7 @@ def test_a_result_is_held_by_nothing_but_its_future() -> None:
 
 
 def plain(result: Any, **rest: Any) -> Finished:
-    return Finished(1, 1, VALUE, bodies.PLAIN + pickle.dumps(result), pid=7, started=1.0, ended=2.0, **rest)
+    return Finished(1, 1, VALUE, bodies.dump_value(result, [])[1], pid=7, started=1.0, ended=2.0, **rest)
 
 
 def test_a_plain_value_completes_its_future_at_once() -> None:
@@ -158,7 +158,7 @@ def test_a_plain_value_completes_a_future_that_somebody_waits_for() -> None:
         pytest.param(value([1]), id="a pickle that may run code"),
         pytest.param(plain(1, stdout=Tail()), id="output that is to be shown"),
         pytest.param(plain(1, stderr=Tail()), id="errors that are to be shown"),
-        pytest.param(Finished(1, 1, ERROR, bodies.PLAIN + pickle.dumps(1)), id="no value"),
+        pytest.param(Finished(1, 1, ERROR, bodies.PLAIN + b"1"), id="no value"),
         pytest.param(Finished(1, 1, VALUE, b""), id="nothing"),
     ],
 )

@@ -1,9 +1,13 @@
-"""``python -m worker_agent [FILE]``: run an agent with the connection data in FILE, or from standard input."""
+"""``python -P -m worker_agent [FILE]``: run an agent with the connection data in FILE, or from standard input."""
 
-from __future__ import annotations
+import sys
+
+if __name__ == "__main__" and not sys.flags.safe_path:
+    # ``-m`` has put the directory in which it was started first: what lies there is not what we mean by ``zmq``.
+    del sys.path[0]
 
 import os
-import sys
+import stat
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -35,7 +39,10 @@ def _run_agent(data: bytes, python: Sequence[str], own: list[str]) -> None:
     from worker_agent import protocol
     from worker_agent.agent import Agent
 
-    Agent(protocol.read_connection(data), own, early).run()
+    try:
+        Agent(protocol.read_connection(data), own, early).run()
+    except protocol.ProtocolError as error:  # a sentence, like all that keeps an agent from joining
+        raise SystemExit(f"this agent leaves: {error}") from error
 
 
 def _connection_data(arguments: Sequence[str]) -> bytes:
@@ -50,13 +57,15 @@ def _connection_data(arguments: Sequence[str]) -> bytes:
 
 def _read_private(path: str) -> bytes:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would wait
     except FileNotFoundError:
         sys.exit(f"{path} is not there: all its agents have joined, its time is over, or it is on another machine")
     except OSError as error:
         sys.exit(f"{path} cannot be read: {error.strerror}")
     with open(fd, "rb") as file:
         found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            sys.exit(f"{path} is no file")
         if found.st_uid != os.getuid() or found.st_mode & 0o077:
             sys.exit(f"{path} must belong to you and be readable by nobody else; try: chmod 600 {path}")
         return file.read()

@@ -54,7 +54,7 @@ class Agent:
         self.loop = Loop()
         self._children = processes.OwnChildren()
         self._early = early
-        self.programs = Programs(self.loop, self._on_program_end)
+        self.programs = Programs(self.loop, self._on_program_end, self.path_of)
         self._connection = connection
         self._stores = own or connection.stores
         #: the payloads that were sent to us, if we do not see the session's files
@@ -350,9 +350,10 @@ class Agent:
 
     def _check_payloads(self, body: protocol.Call | protocol.Command) -> None:
         """Raises OSError if one that was sent to us could not be stored."""
-        if self._received is None or not isinstance(body, protocol.Call):
+        if self._received is None:
             return
-        for payload in (*body.buffers, body.args, self._functions[body.function]):
+        needed = [body.stdin] if isinstance(body, protocol.Command) else [body.args, self._functions[body.function]]
+        for payload in [*needed, *(body.buffers if isinstance(body, protocol.Call) else ())]:
             if isinstance(payload, protocol.Stored):
                 self.path_of(payload)
 

@@ -3,7 +3,7 @@
 Standard library and cloudpickle only. A body is
 
     0x00 pickle                          a small outcome
-    0x03 pickle                          the same, of a plain type: unpickling it runs none of the user's code
+    0x03 JSON                            None, a bool, an int or a float: to read it runs nobody's code
     0x01 length JSON pickle              JSON: [[path, size], ...] of the out-of-band buffers
     0x02 length JSON                     the same, and the first entry is the pickle itself
     0x04 path                            a file that holds the body, too large for a message
@@ -23,7 +23,7 @@ from typing import Any
 
 from worker_agent import descriptors, store
 
-#: What a body begins with whose unpickling runs none of the user's code.
+#: What the body of a plain value begins with.
 PLAIN = b"\3"
 #: What a body begins with that lies in a file.
 ELSEWHERE = b"\4"
@@ -35,7 +35,9 @@ INLINE = frozenset({b"\0", PLAIN})
 #: What bodies begin with that name files.
 WITH_FILES = frozenset({b"\1", b"\2", ELSEWHERE})
 
-_SMALL = frozenset({int, float, bool, complex, type(None)})
+_CONSTANTS = {None: PLAIN + b"null", True: PLAIN + b"true", False: PLAIN + b"false"}
+#: What any reader of JSON takes for an int.
+_INTS = range(-(2**63), 2**64)
 #: Files whose frames do not belong into the traceback of a task.
 _OURS = frozenset({__file__, os.path.join(os.path.dirname(__file__), "runner.py")})
 
@@ -53,14 +55,25 @@ def load(payload: Any, buffers: list[tuple[str, int]]) -> Any:
 
 def dump_value(value: Any, stores: list[str]) -> tuple[bool, bytes]:
     """The body for a result; if it cannot be pickled, the body for the error that says so."""
-    if type(value) in _SMALL:
-        return True, PLAIN + pickle.dumps(value, 5)
+    plain = _plain(value)
+    if plain is not None:
+        return True, plain
     try:
         return True, _dump(value, stores)
     except BaseException as error:
         text = f"{type(value).__module__}.{type(value).__qualname__}"
         reason = f"{type(error).__name__}: {safe_str(error)}"
         return False, _dump(("unpicklable", text, reason, format_error(error)), stores)
+
+
+def _plain(value: Any) -> bytes | None:
+    """The body of a plain value; None if it is something else."""
+    kind = type(value)
+    if kind is int:
+        return PLAIN + repr(value).encode() if value in _INTS else None
+    if kind is float:
+        return PLAIN + repr(value).encode() if value - value == 0.0 else None  # not for inf and nan
+    return _CONSTANTS[value] if value is None or kind is bool else None
 
 
 def _dump(value: Any, stores: list[str]) -> bytes:
@@ -107,7 +120,13 @@ def files_of(body: bytes) -> list[tuple[str, int]]:
     """The files that belong to a whole body: their paths and sizes. Raises ValueError if it is garbled."""
     if body[:1] in INLINE:
         return []
-    return [(str(path), int(size)) for path, size in json.loads(body[5 : _names_end(body)])]
+    try:
+        named = [(path, size) for path, size in json.loads(body[5 : _names_end(body)])]
+    except (struct.error, TypeError, RecursionError) as error:
+        raise ValueError(f"an outcome of {len(body)} bytes is garbled: {error}") from error
+    if not all(isinstance(path, str) and type(size) is int and size >= 0 for path, size in named):
+        raise ValueError(f"an outcome of {len(body)} bytes names files that are none")
+    return named
 
 
 def with_files(body: bytes, files: list[tuple[str, int]]) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import tempfile
 
 from worker_agent import processes
@@ -20,18 +21,26 @@ _MEMORY = "/dev/shm"  # noqa: S108  nothing is made there but by mkdtemp
 
 
 def make() -> list[str]:
-    """New directories, the one to be filled first in front; those of dead sessions are removed."""
+    """New directories, the one to be filled first in front; those of dead sessions are removed. Raises OSError."""
     places = _outer_stores()
     if not places:
         places = [_MEMORY] if os.access(_MEMORY, os.W_OK | os.X_OK) else []
         places.append(tempfile.gettempdir())
     for place in places:
+        _check_is_safe(place)
         _remove_stale(place)
     made = [tempfile.mkdtemp(prefix=_PREFIX, dir=place) for place in places]
     for directory in made:
         with open(os.path.join(directory, _OWNER), "x") as file:
             file.write(" ".join(map(str, _who(os.getpid()))))
     return made
+
+
+def _check_is_safe(place: str) -> None:
+    """Where others may rename what is ours, they can put theirs in its place, whatever its own mode."""
+    mode = os.stat(place).st_mode
+    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        raise OSError(f"everybody may rename what lies in {place}: set TMPDIR to another directory, or try chmod +t")
 
 
 def empty(directories: list[str]) -> None:

@@ -28,8 +28,12 @@ class NotExecutable(OSError):
 class Programs:
     """The programs that run under this agent."""
 
-    def __init__(self, loop: Loop, on_end: Callable[[Attempt], None]) -> None:
+    def __init__(
+        self, loop: Loop, on_end: Callable[[Attempt], None], path_of: Callable[[protocol.Stored], str]
+    ) -> None:
+        """``path_of`` gives the file of a payload on this node."""
         self._loop = loop
+        self._path_of = path_of
         self._on_end = on_end
         self._running: dict[int, tuple[Attempt, list[Pipe]]] = {}
         self._variables: dict[int, dict[bytes, bytes]] = {}
@@ -87,10 +91,11 @@ class Programs:
     def _stdin(self, command: protocol.Command, descriptors: _Descriptors) -> FileAction:
         if command.stdin is None and (command.stdin_path is None or is_named_pipe(command.stdin_path)):
             return (os.POSIX_SPAWN_DUP2, self._null, 0)
-        if command.stdin_path is not None:
-            fd = descriptors.theirs(os.open(command.stdin_path, os.O_RDONLY | os.O_CLOEXEC))
+        if isinstance(command.stdin, bytes):
+            fd = descriptors.theirs(_memory_file(command.stdin))
         else:
-            fd = descriptors.theirs(_memory_file(command.stdin or b""))
+            path = command.stdin_path if command.stdin is None else self._path_of(command.stdin)
+            fd = descriptors.theirs(os.open(str(path), os.O_RDONLY | os.O_CLOEXEC))
         return (os.POSIX_SPAWN_DUP2, fd, 0)
 
     def _outputs(

@@ -69,10 +69,10 @@ class Call(msgspec.Struct, array_like=True, frozen=True, tag="call"):
 
 
 class Command(msgspec.Struct, array_like=True, frozen=True, tag="command"):
-    """An external program: its argv, and its standard input as text or as the path of a file, or nothing."""
+    """An external program: its argv, and its standard input as a payload or as the path of a file, or nothing."""
 
     argv: list[str]
-    stdin: bytes | None = None
+    stdin: Payload | None = None
     stdin_path: str | None = None
 
 
@@ -276,7 +276,7 @@ class Hello(msgspec.Struct, array_like=True, frozen=True, tag="hello", kw_only=T
     missing: list[str] = []
 
 
-class Unprepared(msgspec.Struct, array_like=True, frozen=True, tag="unprepared"):
+class Unprepared(msgspec.Struct, array_like=True, tag="unprepared"):
     """An environment cannot be had; why, in a sentence and, if there is one, a pickled exception.
 
     ``initializer`` says that it was the user's initializer that failed, or ended its process.

@@ -7,6 +7,7 @@ Rule 3: ``patience`` is longer than the lease, after which the agent has ended i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,8 +46,14 @@ class Member:
 class Members:
     """All agents that have joined and are not lost."""
 
-    def __init__(self, session: str, lease: float = LEASE) -> None:
+    def __init__(
+        self, session: str, lease: float = LEASE, make_epoch: Callable[[int], int] = lambda number: number
+    ) -> None:
+        """``make_epoch`` makes an epoch of a number that was never given before, in such a way that nobody guesses it:
+        the agents of one invitation have one key, and their epochs are what tells them apart.
+        """
         self._session = session
+        self._make_epoch = make_epoch
         self._lease = lease
         self._patience = PATIENCE_PER_LEASE * lease
         self._epochs = 0
@@ -65,7 +72,7 @@ class Members:
         """A new member, and its welcome."""
         self._epochs += 1
         patience = self._patience if leased else LOCAL_PATIENCE
-        member = Member(self._epochs, worker, hello, route, now, patience, echo=clock)
+        member = Member(self._make_epoch(self._epochs), worker, hello, route, now, patience, echo=clock)
         self._by_epoch[member.epoch] = self._by_name[hello.name] = self._by_process[hello.process] = member
         return member, self.welcome(member, leased=leased)
 
