@@ -13,6 +13,7 @@ import logging
 import os
 import secrets
 import select
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -55,6 +56,8 @@ class Worker:
     slots: int
     started: float
     member: Member | None = None
+    #: when the agent's own process began, if it runs on this machine: with its pid that is it and nobody else
+    began: int | None = None
     functions: set[int] = field(default_factory=set)
     environments: set[int] = field(default_factory=set)
     #: if it does not see our files
@@ -148,6 +151,8 @@ class Agents:
         self._log = SparingLog()
         #: when somebody who has not joined was last answered, and about what
         self._answered: dict[tuple[Route, str], float] = {}
+        #: what was opened, to be closed in turn, though the next thing could not be opened
+        self._opened = contextlib.ExitStack()
 
     def __iter__(self) -> Iterator[Worker]:
         return iter(list(self._workers.values()))
@@ -158,7 +163,9 @@ class Agents:
     def open(self, slots: Sequence[int]) -> None:
         """Listen, and start an agent here for each number of slots."""
         self._context = zmq.Context()
+        self._opened.callback(self._context.term)
         self._socket = self._context.socket(zmq.ROUTER)
+        self._opened.callback(self._socket.close)
         for option, value in ((zmq.LINGER, 0), (zmq.ROUTER_MANDATORY, 1), (zmq.SNDHWM, 0), (zmq.RCVHWM, 0)):
             self._socket.setsockopt(option, value)
         self._socket.bind(f"ipc://{self._directories.endpoint_path}")
@@ -333,6 +340,7 @@ class Agents:
             return
         self._workers[worker.id] = worker
         leased = worker.launch is None
+        worker.began = None if leased else processes.start_time(hello.pid)
         worker.member, welcome = self._members.join(hello, worker.id, route, frame.clock, now, leased=leased)
         self._send(route, welcome)
         yield Joined(worker)
@@ -355,10 +363,12 @@ class Agents:
         return self._network.may_join(hello.launch, hello.process, now) if route.user and self._network else ""
 
     def _on_end(self, worker: Worker) -> Gone:
-        """Its supervisor has ended, so nothing of it runs any more."""
+        """Its supervisor has ended, so nothing of it runs any more; if that was killed itself, we see to it."""
         assert worker.launch is not None
         process = worker.launch.process
         worker.launch.wait(STOP_PATIENCE)
+        if worker.member is not None:
+            _end_orphan(worker.member.hello.pid, worker.began)
         where = f"{worker.host or 'this machine'} (process {process.pid})"
         text = worker.launch.log_tail()
         self._forget(worker)
@@ -442,8 +452,18 @@ class Agents:
         """Listen no more."""
         if self._network is not None:
             self._network.close()
-        self._socket.close()
-        self._context.term()
+        self._opened.close()
+
+
+def _end_orphan(pid: int, began: int | None) -> None:
+    """An agent that has lost its supervisor ends by itself, unless it stands still: its tasks are about to run anew."""
+    if began is None or processes.start_time(pid) != began:
+        return
+    pids = [*processes.descendants(pid), pid]
+    processes.kill_tree(pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    processes.wait_for_ends(pids, STOP_PATIENCE)
 
 
 def _mismatch(hello: protocol.Hello) -> str:

@@ -119,8 +119,8 @@ class Delivery:
 
 def deliver(request: Request, news: Any) -> None:
     """One piece of news to its future; nothing that the user's code raises gets out."""
+    kind = type(news)
     try:
-        kind = type(news)
         if kind is Started:
             request.future.begin(news)
         elif kind is Output:
@@ -129,8 +129,10 @@ def deliver(request: Request, news: Any) -> None:
             request.future.announce_cancel()
         else:
             _settle(request, news)
-    except BaseException:
+    except BaseException as error:
         log.exception("delivering to %r", request.future)
+        if kind is not Started and kind is not Output:
+            _settle_without(request, error)
 
 
 def settle_at_once(request: Request, finished: Finished) -> bool:
@@ -157,6 +159,12 @@ def _settle(request: Request, news: Any) -> None:
     if type(news) is Finished:
         news.body = b""  # the result has been made of it
     future.settle(result, error)
+
+
+def _settle_without(request: Request, error: BaseException) -> None:
+    """The last resort, should we err: whoever waits for the outcome learns that it cannot be had."""
+    what = f"{outcome.describe(request.future)}: its outcome cannot be delivered"
+    request.future.settle(None, RemoteError(f"{what} ({type(error).__name__})", type_name=type(error).__name__))
 
 
 def _unpack(request: Request, news: Any) -> tuple[Any, BaseException | None]:

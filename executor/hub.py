@@ -8,6 +8,7 @@ The user's code never runs here. If this thread fails, every future is told befo
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import queue
@@ -73,6 +74,8 @@ class Hub:
         self._news: list[tuple[Request, Any]] = []
         #: tasks that were taken from the inbox and not yet given to the core
         self._batch: list[Task] = []
+        #: all that were taken from the inbox and have no outcome yet: what the core says of one may get lost with us
+        self._unsettled: dict[int, Task] = {}
         #: somebody presses Ctrl-C again: no patience with agents
         self._hurry = False
         #: what agents would say of tasks that they were never told of
@@ -213,8 +216,10 @@ class Hub:
             self._fail(AgentFailed(f"the executor's hub failed: {type(error).__name__}: {error}"), error)
             self._agents.kill()
         finally:
-            self._close()
-            self._gone.set()
+            try:
+                self._close()
+            finally:
+                self._gone.set()
 
     def _open(self) -> None:
         self._agents.open(self._slots)
@@ -255,6 +260,7 @@ class Hub:
         for _ in range(len(self._inbox)):
             item = self._inbox.popleft()
             if isinstance(item, Task):
+                self._unsettled[item.id] = item
                 self._count_function(item, 1)
                 tasks.append(item)
                 self._took_tasks = True
@@ -435,6 +441,7 @@ class Hub:
     def _release(self, task: Task) -> None:
         """The task needs its arguments and its function no longer."""
         self._end_transfer(task)
+        self._unsettled.pop(task.id, None)
         self._count_function(task, -1)
         request: Request = task.body
         if request.buffers or type(request.args) is protocol.Stored:
@@ -506,7 +513,7 @@ class Hub:
         error.__cause__ = error.__cause__ or cause
         self.broken = error
         self._take_waiting_tasks()
-        for task in list(self._core.tasks.values()):
+        for task in list(self._unsettled.values()):
             own = type(error)(*error.args)
             own.__cause__ = error.__cause__
             self._settle(task, own)
@@ -519,7 +526,7 @@ class Hub:
     def _take_waiting_tasks(self) -> None:
         for item in [*self._batch, *self._inbox]:
             if isinstance(item, Task):
-                self._core.tasks[item.id] = item
+                self._unsettled[item.id] = item
         self._batch.clear()
         self._inbox.clear()
 
@@ -540,14 +547,15 @@ class Hub:
         self._agents.kill()
 
     def _close(self) -> None:
-        self._closing = True
-        self.broken = self.broken or AgentFailed("the executor has ended")
-        self._fail_leftovers()
-        self._ended.set()
-        self._hand_over_news()
-        self.delivery.close()
-        self._agents.close()
-        self._give_back()
+        with contextlib.ExitStack() as steps:  # from the last to the first; each is taken whatever comes of the others
+            steps.callback(self._give_back)
+            steps.callback(self._agents.close)
+            steps.callback(self.delivery.close)
+            steps.callback(self._hand_over_news)
+            steps.callback(self._ended.set)
+            self._closing = True
+            self.broken = self.broken or AgentFailed("the executor has ended")
+            self._fail_leftovers()
 
     def _give_back(self) -> None:
         """What was made before the thread started."""
@@ -558,5 +566,5 @@ class Hub:
         self.directories.remove()
 
     def _fail_leftovers(self) -> None:
-        if self._core.tasks or self._inbox:
+        if self._unsettled or self._inbox:
             self._fail(AgentFailed("the executor has ended"), None)

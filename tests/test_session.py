@@ -8,7 +8,7 @@ import pytest
 
 from worker_agent import protocol
 from worker_agent.protocol import Fence, Finished, Hello, Recall, Refuse, Welcome
-from worker_agent.session import HELLO_AGAIN, NOTHING, AgentSession, Incoming
+from worker_agent.session import HELLO_AGAIN, NOTHING, REDIAL_PER_LEASE, AgentSession, Incoming
 
 LEASE = 30.0
 BEAT = LEASE / 6
@@ -163,3 +163,37 @@ def test_without_a_lease_it_goes_on_and_shows_that_it_lives(session: AgentSessio
     said(session, 0.0)
     assert session.due() == BEAT
     assert session.tick(1e9) == NOTHING
+
+
+# ---- a connection that has died
+
+
+def test_who_hears_nothing_dials_again_before_the_lease_ends_and_again(session: AgentSession) -> None:
+    welcome(session)
+    half = LEASE * REDIAL_PER_LEASE
+    assert [session.should_dial(now) for now in (half - 0.1, half, half + 0.1)] == [False, True, False]
+    assert session.tick(LEASE).fenced
+    assert [session.should_dial(now) for now in (2 * half, 2 * half + 0.1, 3 * half)] == [True, False, True]
+
+
+def test_who_hears_something_does_not_dial(session: AgentSession) -> None:
+    welcome(session)
+    session.receive(frame(ack=0), 10.0)
+    assert not session.should_dial(10.0 + LEASE * REDIAL_PER_LEASE - 0.1)
+
+
+def test_who_was_never_welcomed_or_has_no_lease_does_not_dial(session: AgentSession) -> None:
+    said(session, 0.0)
+    assert not session.should_dial(100.0)
+    session.receive(frame(Welcome(1, "a", BEAT, None), echo=0.0), 100.0)
+    assert not session.should_dial(1000.0)
+
+
+def test_what_was_said_while_nothing_was_heard_is_said_again_at_once(session: AgentSession) -> None:
+    """Otherwise a result would wait until its time to be sent again, which doubles each time, has come."""
+    welcome(session)
+    session.report(DONE)
+    assert [each.messages for each in said(session, 1.0)] == [[DONE]]
+    assert session.should_dial(LEASE * REDIAL_PER_LEASE)
+    session.receive(frame(echo=16.0), 16.0)
+    assert [each.messages for each in said(session, 16.0)] == [[DONE]]

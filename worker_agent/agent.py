@@ -76,6 +76,8 @@ class Agent:
         self._stopping = False
         self._left = False
         self._context = zmq.Context()
+        #: the one of the hub that we are connected to, if we were invited
+        self._endpoint = ""
         self._handlers: dict[type[Any], Callable[[Any], None]] = {
             protocol.Welcome: lambda _: None,  # orders follow
             protocol.Prepare: self._on_prepare,
@@ -105,6 +107,8 @@ class Agent:
                 self.loop.run_once(wait=not self._has_mail(), until=self._session.due())
                 self._receive()
                 self._take(self._session.tick(time.monotonic()))
+                if self._endpoint and self._session.should_dial(time.monotonic()):
+                    self._dial_again()
                 self._flush()
         finally:
             self._end_everything()
@@ -122,15 +126,23 @@ class Agent:
         return hub
 
     def _dial(self) -> zmq.Socket[bytes]:
-        connection = self._connection
         try:
-            hub, _ = dialing.dial(
-                self._context, connection.endpoints, connection.server_key.encode(), connection.public_key.encode(),
-                connection.secret_key.encode(),
-            )  # fmt: skip
+            hub, self._endpoint = dialing.dial(self._context, self._connection.endpoints, *self._keys())
         except ConnectionError as error:
             raise SystemExit(str(error)) from error
         return hub
+
+    def _keys(self) -> tuple[bytes, bytes, bytes]:
+        connection = self._connection
+        return connection.server_key.encode(), connection.public_key.encode(), connection.secret_key.encode()
+
+    def _dial_again(self) -> None:
+        """By a new socket: the connection may be dead, and libzmq gives one up for good in which bytes were wrong."""
+        self.loop.unwatch(int(self._hub.getsockopt(zmq.FD)))
+        self._hub.close(linger=0)
+        self._hub = dialing.agent_socket(self._context, *self._keys(), ipv6="[" in self._endpoint)
+        self._hub.connect(self._endpoint)
+        self.loop.watch(int(self._hub.getsockopt(zmq.FD)), lambda: None)
 
     def _hello(self, name: str) -> protocol.Hello:
         invited = not self._connection.client_pid  # the others have the client's own: to look it up takes a while

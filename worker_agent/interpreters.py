@@ -409,9 +409,15 @@ class Interpreters:
             self._owner.on_free()
         elif child.leaving is not None and child.last is not None:
             self._owner.on_free()
-        elif code != 0 and self._offered:
+        if self._offered and self._may_have_taken_more(child, code):
             self._look_for_vanished()
         self.provide()
+
+    def _may_have_taken_more(self, child: Child, code: int) -> bool:
+        """Whether it may have died with a task of which it had not said that it has it."""
+        if self.fresh:
+            return code != 0 and child.current is None and child.last is None
+        return code != 0 or child.current is not None  # one that is kept takes its next task before it reports the last
 
     def _count_failure(self, child: Child, code: int) -> None:
         """An interpreter ended before it ran a task. If that goes on, there is no use in starting more."""
@@ -429,7 +435,7 @@ class Interpreters:
             self._owner.on_unprepared(text, b"", initializer)
 
     def _look_for_vanished(self) -> None:
-        """An idle interpreter died. Did it take a task along, before it could say so?"""
+        """An interpreter died. Did it take a task along, before it could say so?"""
         waiting = self._waiting()
         for message in waiting:
             self._queues.tasks.send(message)

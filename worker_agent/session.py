@@ -18,6 +18,9 @@ from worker_agent.link import Link
 HELLO_AGAIN = 2.0
 #: Seconds of hellos without an answer after which there is no hub; with a lease, twice that is enough.
 HELLO_PATIENCE = 60.0
+#: If nothing was heard for so much of the lease, the connection may be one that has died and was never closed. TCP
+#: finds that out after minutes, and is silent for long after the network is whole again.
+REDIAL_PER_LEASE = 1 / 2
 
 
 class Incoming(NamedTuple):
@@ -43,6 +46,9 @@ class AgentSession:
         self.epoch = 0
         self._lease: float | None = None
         self._beat = HELLO_AGAIN
+        #: when something came last, or when we have dialled since
+        self._heard: float | None = None
+        self._deaf = False
         self._start()
 
     def _start(self) -> None:
@@ -103,6 +109,18 @@ class AgentSession:
         """Whether tasks may start: not before we have joined, and not when the lease has run out unnoticed."""
         return self.epoch != 0 and (self._lease_ends is None or now < self._lease_ends)
 
+    def should_dial(self, now: float) -> bool:
+        """Whether it is time to connect anew, for nothing is heard by the connection that we have. Asked at each turn.
+
+        The first hellos are said by a connection that was just made, to a hub that may be slow: that is no reason.
+        """
+        if self._lease is None or self._heard is None:
+            return False
+        if now < self._heard + REDIAL_PER_LEASE * self._lease:
+            return False
+        self._heard, self._deaf = now, True
+        return True
+
     @property
     def said_all(self) -> bool:
         """Whether the hub has acknowledged everything."""
@@ -121,11 +139,15 @@ class AgentSession:
             return FENCED
         if frame.session != self._session:
             return NOTHING
+        self._heard = now
         if frame.first == 0 and frame.messages:
             return self._receive_unnumbered(frame, now)
         if frame.epoch != self.epoch or self.epoch == 0:
             return NOTHING
         self._renew(frame.echo)
+        if self._deaf:  # what we said meanwhile is lost, probably
+            self._deaf = False
+            self._link.go_back()
         self._link.acknowledged(frame.ack, frame.misses, now)
         return Incoming(self._joiner.join(self._link.receive(frame.first, frame.messages, now)))
 
