@@ -311,6 +311,8 @@ class Hub:
                     check_outcome(report, self.directories.stores)
             elif isinstance(report, protocol.Warn):
                 self._agents.warn(worker, report.text)
+            elif isinstance(report, protocol.Leaving):
+                self._agents.warn(worker, f"the agent is about to leave: {report.reason}")
         reports = [each for each in reports if type(each) is not protocol.Unprepared or self._counts(worker, each)]
         self._perform(self._core.receive(worker.id, reports))
 

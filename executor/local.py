@@ -64,7 +64,7 @@ class Launch:
 
     def kill(self) -> None:
         """End the agent by force; its supervisor ends what it has started."""
-        self.process.terminate()
+        self.process.send_signal(processes.END_AT_ONCE)
 
     def wait(self, timeout: float) -> bool:
         """Whether the agent has ended, within ``timeout`` seconds."""

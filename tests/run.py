@@ -26,6 +26,8 @@ ROOT = Path(__file__).resolve().parent.parent
 VERSIONS = ("3.11", "3.12", "3.13")
 #: Seconds that a step may take; its output so far is shown then.
 STEP_LIMIT = 600
+#: Schedules that the simulator goes through once, on the lowest version; with the other tests it has its own default.
+SIMULATION_SEEDS = 20_000
 #: Says its version, if it is the Python that we want and can make virtual environments.
 PROBE = """
 import sys, sysconfig, ensurepip, venv
@@ -42,9 +44,17 @@ def main() -> None:
     lowest = next(iter(venvs))
     run_step(lowest, "ruff", [venvs[lowest], "-m", "ruff", "check", "--extend-exclude", ".venvs"])
     run_step(lowest, "mypy", [venvs[lowest], "-m", "mypy"])
+    if not pytest_arguments:
+        simulate(lowest, venvs[lowest])
     with ThreadPoolExecutor() as pool:  # the tests wait more than they work
         list(pool.map(lambda version: run_tests(version, venvs[version], pytest_arguments), venvs))
     say(f"All passed on Python {', '.join(pythons)}.")
+
+
+def simulate(version: str, venv_python: str) -> None:
+    """The simulator, which takes all cores for itself."""
+    command = ["env", f"SIMULATION_SEEDS={SIMULATION_SEEDS}", venv_python, "-m", "pytest", "-q", "tests/simulation"]
+    run_step(version, "simulate", command, show_last_line=True)
 
 
 def run_tests(version: str, venv_python: str, pytest_arguments: list[str]) -> None:

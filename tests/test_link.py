@@ -318,3 +318,25 @@ def test_acknowledgements_are_not_acknowledged() -> None:
     assert hear(side, Batch(0, [], 0, False), 0.0) == []
     assert side.take(100.0) is None
     assert side.due() is None
+
+
+def test_what_waits_for_an_acknowledgement_is_known(small: None) -> None:
+    """Who sends only when there is news has to ask: once a connection was cut, one message was sent in two seconds."""
+    side = make_link()
+    assert not side.has_unsent
+    for message in numbered(20, 50):
+        side.send(message)
+    on_wire = sum(len(batch.messages) for batch in take_all(side, 0.0))
+    assert (on_wire, side.has_unsent) == (8, True)  # the window is full
+    side.acknowledged(on_wire, False, 0.1)
+    take_all(side, 0.1)
+    side.acknowledged(2 * on_wire, False, 0.2)
+    assert sum(len(batch.messages) for batch in take_all(side, 0.2)) == 4
+    assert not side.has_unsent
+    side.tick(0.2 + RESEND_AFTER)
+    take_all(side, 0.2 + RESEND_AFTER)
+    assert side.has_unsent  # lost, perhaps: one of them is asked about, and the others follow its acknowledgement
+    side.acknowledged(2 * on_wire + 1, False, 3.0)
+    assert side.has_unsent
+    assert sum(len(batch.messages) for batch in take_all(side, 3.0)) == 3
+    assert not side.has_unsent

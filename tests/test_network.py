@@ -780,7 +780,7 @@ def silent() -> Iterator[str]:
 
 
 def test_the_first_endpoint_that_answers_is_taken(
-    service: Service, keys: Keys, nobody: str, silent: str, capsys: pytest.CaptureFixture[str]
+    service: Service, keys: Keys, nobody: str, silent: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     peer, endpoint = dialled(service, keys, ["nonsense", nobody, silent, service.endpoint, silent], patience=0.3)
     assert endpoint == service.endpoint
@@ -788,7 +788,7 @@ def test_the_first_endpoint_that_answers_is_taken(
     assert launch == "right"
     assert service.network.send(identity, b"pong")
     assert service.until(lambda: peer.poll(0) and peer.recv(), peer) == b"pong"
-    lines = capsys.readouterr().err.splitlines()
+    lines = capfd.readouterr().err.splitlines()
     assert [line.partition(" ")[0] for line in lines] == ["nonsense", nobody, silent, service.endpoint]
 
 

@@ -23,13 +23,14 @@ def main(arguments: Sequence[str] | None = None, python: Sequence[str] = ()) -> 
     if not data:
         sys.exit("there is no connection data: the client has ended")
     _detach_stdin()
-    supervisor.supervise(data, lambda own: _run_agent(data, python, own))
+    name = os.urandom(8).hex()
+    supervisor.supervise(data, lambda own: _run_agent(data, python, own, name))
 
 
-def _run_agent(data: bytes, python: Sequence[str], own: list[str]) -> None:
+def _run_agent(data: bytes, python: Sequence[str], own: list[str], name: str) -> None:
     """What takes time to start is started first: a template, while we import the rest.
 
-    ``own`` are the agent's directories, if it has any.
+    ``own`` are the agent's directories, if it has any; ``name`` is the supervisor's.
     """
     from worker_agent import spawning
 
@@ -40,7 +41,7 @@ def _run_agent(data: bytes, python: Sequence[str], own: list[str]) -> None:
     from worker_agent.agent import Agent
 
     try:
-        Agent(protocol.read_connection(data), own, early).run()
+        Agent(protocol.read_connection(data), own, early, name).run()
     except protocol.ProtocolError as error:  # a sentence, like all that keeps an agent from joining
         raise SystemExit(f"this agent leaves: {error}") from error
 

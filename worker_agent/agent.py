@@ -39,17 +39,20 @@ ANNOUNCE = 0.005
 STRAY_PATIENCE = 0.2
 #: Seconds that all our processes may take to end when we are fenced: less than the hub waits beyond our lease.
 FENCE_PATIENCE = 5.0
+#: Seconds that an agent which was told to leave takes to tell the hub, beyond the grace of its tasks.
+LEAVE_PATIENCE = 5.0
 
 
 class Agent:
     """All that an agent knows and does."""
 
     def __init__(
-        self, connection: protocol.Connection, own: list[str], early: spawning.TemplateProcess | None
+        self, connection: protocol.Connection, own: list[str], early: spawning.TemplateProcess | None, process: str
     ) -> None:
         """``own`` are directories for payloads if we do not see those of the session, else empty.
 
-        ``early`` is a template that was started before we knew what for: see :meth:`_take_early`.
+        ``early`` is a template that was started before we knew what for: see :meth:`_take_early`. ``process`` names our
+        supervisor: the agent that it starts in the place of one that was killed has the same.
         """
         self.loop = Loop()
         self._children = processes.OwnChildren()
@@ -61,7 +64,8 @@ class Agent:
         self._received = Received(own) if own else None
         self._slots = connection.slots or processes.usable_cpus()
         self._session = AgentSession(connection.session, self._hello, lambda: secrets.token_hex(8))
-        self._process = secrets.token_hex(8)
+        self._process = process
+        self._supervisor = os.getppid()
         self._lanes: dict[int, Lane] = {}
         #: lanes that are to be closed when their last interpreter has left
         self._closing: set[int] = set()
@@ -74,7 +78,13 @@ class Agent:
         self._flushed = 0.0
         self._flush_due = False
         self._stopping = False
+        #: a signal has told us to leave; set by its handler, seen by the loop
+        self._told_to_leave = False
+        #: we give back what the hub sends
+        self._leaving = False
         self._left = False
+        #: what the hub is told at the end, if it is there
+        self._reason = "it failed"
         self._context = zmq.Context()
         #: the one of the hub that we are connected to, if we were invited
         self._endpoint = ""
@@ -161,28 +171,51 @@ class Agent:
         pidfd = os.pidfd_open(pid)
         if processes.start_time(pid) != self._connection.client_start:
             raise ProcessLookupError(f"the client (process {pid}) has ended")
-        self.loop.watch(pidfd, self._leave)
+        self.loop.watch(pidfd, lambda: self._leave(""))
 
     def _watch_children(self) -> None:
         readable, writable = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, lambda *_: self._leave())
+        signal.signal(signal.SIGTERM, lambda *_: self._note_sigterm())
+        for number in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda *_: None)  # a terminal's: our supervisor hears them too, and tells us
         self.loop.watch(readable, lambda: self._on_signal(readable))
+
+    def _note_sigterm(self) -> None:
+        self._told_to_leave = True
 
     def _on_signal(self, fd: int) -> None:
         os.read(fd, 4096)
         self._reap()
+        if self._told_to_leave and os.getppid() != self._supervisor:
+            self._leave("its supervisor was killed")  # the signal is the kernel's: see supervisor.py
+        elif self._told_to_leave and not self._leaving:
+            self._give_back_everything()
 
-    def _leave(self) -> None:
-        self._left = True
+    def _give_back_everything(self) -> None:
+        """Leave, but in peace: nothing new starts, what runs may end within its grace, the rest others run."""
+        self._stopping = self._leaving = True
+        self.report(protocol.Leaving("it was told to (SIGTERM)"))
+        attempts = list(self._attempts.values())
+        for attempt in attempts:
+            self._lanes[attempt.order.lane].give_back(attempt)
+        grace = max((attempt.settings.grace for attempt in attempts), default=0.0)
+        self.loop.call_in(grace + LEAVE_PATIENCE, lambda: self._leave("it was told to, and could not end in peace"))
+        self._leave_if_done()
+
+    def _leave(self, reason: str) -> None:
+        """Leave the loop. Without a reason the hub is told nothing: it is not there."""
+        self._left, self._reason = True, reason
 
     def _end_everything(self) -> None:
-        """Nothing that was started here remains."""
+        """Nothing that was started here remains; then the hub may know."""
         for lane in self._lanes.values():
             lane.close()
-        processes.kill_tree(os.getpid(), signal.SIGKILL)
+        self._end_processes()
+        if self._reason and self._session.epoch:
+            self.report(protocol.Bye(self._reason))
+            self._flush_now()
         self._hub.close()
         self._context.term()
         if self._received is not None:
@@ -264,6 +297,8 @@ class Agent:
         if self._received is not None:
             self._received.clear()
             directories.empty(self._stores)
+        if self._leaving:
+            self._leave("")
 
     def _end_processes(self) -> None:
         children = self._children.pids()
@@ -352,6 +387,9 @@ class Agent:
 
     def _on_run(self, order: protocol.Run) -> None:
         attempt = Attempt(order, self)
+        if self._leaving:
+            attempt.finish(protocol.RETURNED)
+            return
         try:
             self._check_payloads(order.body)
         except OSError as error:
@@ -401,11 +439,13 @@ class Agent:
         self._leave_if_done()
 
     def _leave_if_done(self) -> None:
-        done = not self._attempts and not self._session.has_bulk
-        if self._stopping and done and not any(lane.busy for lane in self._lanes.values()):
-            self.report(protocol.Bye("the hub said stop"))
-            self._flush_now()
-            self._leave()
+        idle = not self._attempts and not self._session.has_bulk
+        if not self._stopping or not idle or any(lane.busy for lane in self._lanes.values()):
+            return
+        if not self._leaving:
+            self._leave("the hub said stop")
+        elif self._session.epoch and self._session.said_all:
+            self._leave("it was told to")
 
     # --- what lanes need ----------------------------------------------------------------------------------------------
 

@@ -50,13 +50,13 @@ class Attempt:
         self.pid = 0
         self.started = 0.0
         self.ended = 0.0
-        #: why we end it, if we do: protocol.TIMED_OUT or protocol.KILLED
+        #: why we end it, if we do: protocol.TIMED_OUT, KILLED or RETURNED
         self.end: str | None = None
         self.deadline: Timer | None = None
         self.grace: Timer | None = None
         self.outputs: dict[int, HeadTail] = {}
-        #: signal and grace of a kill that came while an interpreter was taking the task
-        self.pending_kill: tuple[int, float] | None = None
+        #: reason, signal and grace of a kill that came while an interpreter was taking the task
+        self.pending_kill: tuple[str, int, float] | None = None
 
     @property
     def task(self) -> int:
@@ -92,7 +92,7 @@ class Attempt:
         """Report the end, once. An end that we caused keeps its cause whatever the process then did."""
         if self.state is State.ENDED:
             return
-        if end == protocol.LOST:
+        if end == protocol.LOST or protocol.RETURNED in (end, self.end):
             self.announce()  # that it had started counts
         self.state = State.ENDED
         self.ended = self.ended or time.time()

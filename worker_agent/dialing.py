@@ -7,13 +7,14 @@ tried one after the other: a socket that is connected to all at once would sprea
 from __future__ import annotations
 
 import secrets
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
+
+from worker_agent import processes
 
 #: The largest frame: the largest fragment of a message, and room for others. A larger one ends the connection.
 FRAME_LIMIT = 4 * 2**20
@@ -115,7 +116,7 @@ def dial(
     for endpoint in endpoints:
         socket = agent_socket(context, server_key, public_key, secret_key, ipv6="[" in endpoint)
         outcome, text = _try(socket, endpoint, patience)
-        sys.stderr.write(f"{endpoint} {text}\n")
+        processes.say(f"{endpoint} {text}")
         if outcome is zmq.Event.HANDSHAKE_SUCCEEDED:
             return socket, endpoint
         socket.close(linger=0)

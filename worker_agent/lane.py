@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections import deque
+from functools import partial
 from typing import Protocol
 
 from worker_agent import channel, processes, protocol, runner, spawning
@@ -14,6 +15,9 @@ from worker_agent.attempt import Attempt, State
 from worker_agent.interpreters import Interpreters, end_by_force
 from worker_agent.loop import Loop
 from worker_agent.programs import NotExecutable, Programs
+
+#: Seconds after SIGKILL in which a process has to end; then its task has ended for the hub, and its place is lost.
+UNKILLABLE = 10.0
 
 
 class Host(Protocol):
@@ -136,7 +140,7 @@ class Lane:
                 limit, lambda: self.end(attempt, protocol.TIMED_OUT, signal.SIGTERM, attempt.settings.grace)
             )
         if attempt.pending_kill is not None:
-            self.end(attempt, protocol.KILLED, *attempt.pending_kill)
+            self.end(attempt, *attempt.pending_kill)
 
     def on_result(self, attempt: Attempt, ended: channel.Ended) -> None:
         """A call has an outcome; its process may still be leaving."""
@@ -192,6 +196,15 @@ class Lane:
         self._host.forget(attempt)
         return True
 
+    def give_back(self, attempt: Attempt) -> None:
+        """The agent leaves: the task goes back to the hub, at once or, if it runs, when its grace is over."""
+        if self.take_back(attempt):
+            attempt.state = State.QUEUED
+            attempt.finish(protocol.RETURNED)
+        else:
+            end = partial(self.end, attempt, protocol.RETURNED, signal.SIGKILL, 0.0)
+            self._host.loop.call_in(attempt.settings.grace, end)
+
     def end(self, attempt: Attempt, reason: str, number: int, grace: float) -> None:
         """Signal the task's process group; after ``grace`` seconds kill it and all that it started."""
         if attempt.state is State.ENDED:
@@ -212,7 +225,18 @@ class Lane:
             return
         attempt.end = reason
         processes.kill_group(attempt.pid, number)
-        attempt.grace = self._host.loop.call_in(grace, lambda: end_by_force(attempt.pid))
+        attempt.grace = self._host.loop.call_in(grace, partial(self._end_by_force, attempt))
+
+    def _end_by_force(self, attempt: Attempt) -> None:
+        end_by_force(attempt.pid)
+        attempt.grace = self._host.loop.call_in(UNKILLABLE, partial(self._give_up, attempt))
+
+    def _give_up(self, attempt: Attempt) -> None:
+        """Its process will run no more, but does not end: it is in the kernel, and waits for a disk or the like."""
+        text = f"the process {attempt.pid} of task {attempt.task} was killed and does not end; its place is not free"
+        self._host.report(protocol.Warn(text))
+        assert attempt.end is not None
+        attempt.finish(attempt.end)
 
     def _end_harder(self, attempt: Attempt, number: int, grace: float) -> None:
         """It is being ended already: another signal, perhaps less patience."""
@@ -220,14 +244,15 @@ class Lane:
         assert attempt.grace is not None
         if time.monotonic() + grace < attempt.grace.at:
             attempt.grace.cancel()
-            attempt.grace = self._host.loop.call_in(grace, lambda: end_by_force(attempt.pid))
+            attempt.grace = self._host.loop.call_in(grace, partial(self._end_by_force, attempt))
 
     def _end_unstarted(self, attempt: Attempt, reason: str, number: int, grace: float) -> None:
         if self.take_back(attempt):
             attempt.state = State.QUEUED
             attempt.finish(reason)
         else:
-            attempt.pending_kill = (number, grace)  # an interpreter has just taken it; its start is on the way to us
+            # an interpreter has just taken it; its start is on the way to us
+            attempt.pending_kill = (reason, number, grace)
 
     def owns(self, pid: int) -> bool:
         """Whether ``pid`` belongs to this lane's interpreters."""

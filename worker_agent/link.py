@@ -130,7 +130,7 @@ class Link:
 
     def _new(self) -> list[bytes]:
         messages: list[bytes] = []
-        if self._probing:
+        if self._probing or not (self._waiting or self._bulk):
             return messages
         room, size = WINDOW - self._unacked_bytes, 0
         while len(messages) < FRAME_MESSAGES and size < FRAME_BYTES and (size < room or not self._unacked):
@@ -209,9 +209,10 @@ class Link:
 
     def due(self) -> float | None:
         """When :meth:`tick` and :meth:`take` should be called again, if nothing else happens."""
-        ack = None if self._owes_since is None else self._owes_since + ACK_DELAY
-        times = [time for time in (ack, self._resend_at) if time is not None]
-        return min(times, default=None)
+        if self._owes_since is None:
+            return self._resend_at
+        ack = self._owes_since + ACK_DELAY
+        return ack if self._resend_at is None else min(ack, self._resend_at)
 
     def tick(self, now: float) -> None:
         """Time has passed: perhaps the last frames were lost, and the other side cannot know."""

@@ -21,9 +21,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 
 __all__ = [
-    "OwnChildren", "become_subreaper", "children", "cpu_quota", "descendants", "kill_group", "kill_tree", "pidfd_alive",
-    "set_parent_death_signal", "start_time", "this_python", "usable_cpus", "version_of", "wait_for_ends",
+    "END_AT_ONCE", "OwnChildren", "become_subreaper", "children", "cpu_quota", "descendants", "kill_group",
+    "kill_tree", "pidfd_alive", "say", "set_parent_death_signal", "start_time", "this_python", "usable_cpus",
+    "version_of", "wait_for_ends",
 ]  # fmt: skip
+
+#: The signal by which a supervisor ends its agent at once. (SIGTERM lets the agent leave in its own time.)
+END_AT_ONCE = signal.SIGUSR1
 
 # <linux/prctl.h>
 _PR_SET_PDEATHSIG = 1
@@ -87,6 +91,17 @@ def version_of(distribution: str) -> str:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return ""
+
+
+def say(text: str) -> None:
+    """Write to stderr, if somebody reads that: nobody is to wait for a reader, nor to die for the lack of one."""
+    data = f"{text}\n".encode(errors="replace")
+    poll = select.poll()
+    with contextlib.suppress(OSError):
+        poll.register(2, select.POLLOUT)
+        for start in range(0, len(data), select.PIPE_BUF):
+            if any(events & select.POLLOUT for _, events in poll.poll(0)):
+                os.write(2, data[start : start + select.PIPE_BUF])
 
 
 # ---- process trees -----------------------------------------------------------------------------------------

@@ -13,9 +13,9 @@ task names its attempt: a late answer is recognised by it.
     Open/Resize    a lane: run its tasks, `width` at a time     Output       what a task printed
     Close          a lane is no longer needed                   Finished     how an attempt ended
     Run            run this task on this lane                   Recalled     given back, or already started
-    Recall         give this task back if it has not started    Bye          I leave, and why
-    Kill           end this task                                Warn         a sentence for the log
-    Stop           end everything and leave
+    Recall         give this task back if it has not started    Leaving      no more tasks: I am about to leave
+    Kill           end this task                                Bye          I leave, and why
+    Stop           end everything and leave                     Warn         a sentence for the log
     Piece          of a payload, to who does not see our files  Piece        likewise
     Drop           payloads that are no longer needed
 
@@ -324,7 +324,7 @@ class Usage(msgspec.Struct, array_like=True, frozen=True):
 #: How an attempt ended. VALUE and ERROR carry the pickled result or exception of a call; COMPLETED is the end of a
 #: program, EXITED that of an interpreter that had not given a result.
 VALUE, ERROR, COMPLETED, EXITED = "value", "error", "completed", "exited"
-TIMED_OUT, KILLED, NOT_STARTED, LOST = "time", "kill", "start", "lost"
+TIMED_OUT, KILLED, NOT_STARTED, LOST, RETURNED = "time", "kill", "start", "lost", "returned"
 
 
 class Finished(msgspec.Struct, array_like=True, tag="finished"):
@@ -332,7 +332,7 @@ class Finished(msgspec.Struct, array_like=True, tag="finished"):
 
     ``returncode`` is negative for a signal and None where there is none. ``body`` is the outcome of a call in the form
     that :mod:`worker_agent.runner` writes; for LOST the reason; for NOT_STARTED what stood in the way, if not the
-    program itself, with the errno as ``returncode``.
+    program itself, with the errno as ``returncode``. RETURNED: the agent leaves; if ``started`` is 0, it had not begun.
     """
 
     task: int
@@ -362,13 +362,19 @@ class Warn(msgspec.Struct, array_like=True, frozen=True, tag="warn"):
     text: str
 
 
+class Leaving(msgspec.Struct, array_like=True, frozen=True, tag="leaving"):
+    """The agent was told to go, and why: it takes no more tasks, and gives back those that do not end soon."""
+
+    reason: str
+
+
 class Bye(msgspec.Struct, array_like=True, frozen=True, tag="bye"):
     """The agent leaves; why, in a sentence."""
 
     reason: str
 
 
-Report = Hello | Unprepared | Started | Output | Finished | Recalled | Warn | Bye | Piece | Fragment
+Report = Hello | Unprepared | Started | Output | Finished | Recalled | Warn | Leaving | Bye | Piece | Fragment
 
 
 class Orders(msgspec.Struct, array_like=True, frozen=True):

@@ -128,8 +128,11 @@ class AgentSession:
 
     def due(self) -> float:
         """When :meth:`tick` and :meth:`take` should be called again at the latest."""
-        times = [self._speak_at, self._lease_ends, self._link.due() if self.epoch else None]
-        return min(time for time in times if time is not None)
+        due = self._speak_at
+        for time in (self._lease_ends, self._link.due() if self.epoch else None):
+            if time is not None and time < due:
+                due = time
+        return due
 
     # --- incoming -----------------------------------------------------------------------------------------------------
 

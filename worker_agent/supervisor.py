@@ -3,27 +3,38 @@
     client -> supervisor -> agent -> template -> interpreters
                                   -> programs
 
-It is a sub-reaper and does nothing else: when the agent ends, however it ends, it kills all that is left below and
+It is a sub-reaper and does little else: when the agent ends, however it ends, it kills all that is left below and
 removes the session's directories (an invited agent's own, if it does not see those). If it is itself killed, its agent
 gets SIGTERM by the parent-death signal, and ends everything. The client learns the agent's end from the supervisor's:
 when that is gone, so are the tasks.
+
+A client elsewhere sees no process end. So in the place of an agent that was invited and then killed another one starts,
+under the same name: by its hello the hub knows that what the first one ran is dead.
+
+SIGTERM, SIGINT and SIGHUP are passed on, as SIGTERM: the agent is to leave. ``END_AT_ONCE`` means what its name says.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
 import shutil
 import signal
-import sys
+import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 from worker_agent import processes
 
-#: Seconds that an agent may take to end by itself once the client is gone.
+#: Milliseconds that an agent may take to end by itself once the client is gone.
 _PATIENCE_MS = 2000
+#: So many agents in a row may be killed less than ``_SHORT`` seconds after their start, until no other one starts.
+_KILLS_ALLOWED = 10
+_SHORT = 2.0
+#: Passed on to the agent as SIGTERM is, unless who has started us wants these ignored.
+_PASSED_ON = (signal.SIGINT, signal.SIGHUP)
 
 
 def supervise(data: bytes, agent: Callable[[list[str]], None]) -> NoReturn:
@@ -36,14 +47,13 @@ def supervise(data: bytes, agent: Callable[[list[str]], None]) -> NoReturn:
     invited = connection.get("client_pid") == 0
     own = _make_own_directories(connection) if invited else []
     processes.become_subreaper()
-    pid = os.fork()
-    if pid == 0:
-        _become_agent(lambda: agent(own))
-    signal.signal(signal.SIGTERM, lambda *_: processes.kill_tree(os.getpid(), signal.SIGKILL))
+    charge = _Charge(lambda: agent(own))
     client = None if invited else _open_client(connection)
-    _wait(os.pidfd_open(pid), client, invited)
-    processes.kill_tree(os.getpid(), signal.SIGKILL)
-    status = _reap_all(pid)
+    status = _see_to_its_end(charge, client, invited)
+    while invited and charge.may_start_again(status):
+        _empty(own)
+        charge.start()
+        status = _see_to_its_end(charge, client, invited)
     for directory in own:
         shutil.rmtree(directory, ignore_errors=True)
     if not invited and (client is None or not processes.pidfd_alive(client)):
@@ -51,6 +61,55 @@ def supervise(data: bytes, agent: Callable[[list[str]], None]) -> NoReturn:
             if directory is not None:
                 shutil.rmtree(directory, ignore_errors=True)
     os._exit(_exit_code(status))
+
+
+class _Charge:
+    """The agent that is under supervision, and what signals mean for it."""
+
+    def __init__(self, agent: Callable[[], None]) -> None:
+        self._agent = agent
+        self._is_to_end = False
+        self._killed_in_a_row = 0
+        self._signals = [number for number in _PASSED_ON if signal.getsignal(number) is not signal.SIG_IGN]  # nohup
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])  # whatever the client, or a shell, has blocked
+        self.start()
+
+    def start(self) -> None:
+        """Start it. The fork is to have no handlers of ours; a signal that comes just now ends both."""
+        self._handle(signal.SIG_DFL, signal.SIG_DFL)
+        self._started = time.monotonic()
+        self.pid = os.fork()
+        if self.pid == 0:
+            _become_agent(self._agent)
+        self.pidfd = os.pidfd_open(self.pid)
+        self._handle(lambda *_: self._pass_on(), lambda *_: self._end_at_once())
+
+    def _handle(self, ask: Any, force: Any) -> None:
+        for number in [signal.SIGTERM, *self._signals]:
+            signal.signal(number, ask)
+        signal.signal(processes.END_AT_ONCE, force)
+
+    def _pass_on(self) -> None:
+        self._is_to_end = True
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, signal.SIGTERM)
+
+    def _end_at_once(self) -> None:
+        self._is_to_end = True
+        processes.kill_tree(os.getpid(), signal.SIGKILL)
+
+    def may_start_again(self, status: int) -> bool:
+        """Whether another one is to take its place: it was killed, and not by us, nor does that always happen."""
+        os.close(self.pidfd)
+        lived_long = time.monotonic() - self._started >= _SHORT
+        self._killed_in_a_row = 1 if lived_long else self._killed_in_a_row + 1
+        return os.WIFSIGNALED(status) and not self._is_to_end and self._killed_in_a_row <= _KILLS_ALLOWED
+
+
+def _see_to_its_end(charge: _Charge, client: int | None, invited: bool) -> int:
+    _wait(charge.pidfd, client, invited)
+    processes.kill_tree(os.getpid(), signal.SIGKILL)
+    return _reap_all(charge.pid)
 
 
 def read_fields(data: bytes) -> dict[str, Any]:
@@ -69,6 +128,12 @@ def _make_own_directories(connection: dict[str, Any]) -> list[str]:
     return [] if all(map(os.path.isdir, connection.get("stores", ()))) else directories.make()
 
 
+def _empty(own: list[str]) -> None:
+    from worker_agent import directories
+
+    directories.empty(own)
+
+
 def _become_agent(agent: Callable[[], None]) -> NoReturn:
     parent = os.getppid()
     processes.set_parent_death_signal(signal.SIGTERM)
@@ -80,11 +145,12 @@ def _become_agent(agent: Callable[[], None]) -> NoReturn:
         agent()
         code = 0
     except SystemExit as end:
-        sys.stderr.write(f"{end}\n")  # a sentence: the hub refuses us, or is not there
+        processes.say(str(end))  # a sentence: the hub refuses us, or is not there
     except BaseException:
-        sys.excepthook(*sys.exc_info())
+        import traceback
+
+        processes.say(traceback.format_exc())
     finally:
-        sys.stderr.flush()
         os._exit(code)
 
 

@@ -27,6 +27,8 @@ class Scheduler:
     def __init__(self) -> None:
         self.tasks: dict[int, Task] = {}
         self.workers: dict[WorkerId, Worker] = {}
+        #: workers that get no more tasks: what they have ends there, or comes back
+        self.leaving: dict[WorkerId, Worker] = {}
         self.classes: dict[int, TaskClass] = {}
         #: environments that cannot be had, and why
         self.refused: dict[int, effects.Refused] = {}
@@ -89,6 +91,8 @@ class Scheduler:
 
     def lost(self, worker_id: WorkerId, reason: str) -> list[Effect]:
         """A worker is gone, with all that ran on it: what may have started counts against ``crash_limit``."""
+        if worker_id in self.leaving:
+            return self._lost_as_planned(self.leaving.pop(worker_id), reason)
         worker = self.workers.pop(worker_id, None)
         if worker is None:
             return []
@@ -100,9 +104,17 @@ class Scheduler:
             lane.sent.clear()
         return self._assign()
 
+    def _lost_as_planned(self, worker: Worker, reason: str) -> list[Effect]:
+        """It went before it had given back everything; nobody is to blame for that either."""
+        for lane in worker.lanes.values():
+            for task in reversed(list(lane.sent.values())):
+                self._give_back(task, reason, started=task.state is TaskState.RUNNING, planned=True)
+            lane.sent.clear()
+        return self._assign()
+
     def receive(self, worker_id: WorkerId, reports: Iterable[protocol.Report]) -> list[Effect]:
         """Reports of a worker, in their order."""
-        worker = self.workers.get(worker_id)
+        worker = self.workers.get(worker_id) or self.leaving.get(worker_id)
         if worker is not None:
             for report in reports:
                 self._on_report(worker, report)
@@ -120,6 +132,16 @@ class Scheduler:
                 self._drop(report)
         elif isinstance(report, protocol.Unprepared):
             self._on_unprepared(report)
+        elif isinstance(report, protocol.Leaving):
+            self._on_leaving(worker)
+
+    def _on_leaving(self, worker: Worker) -> None:
+        """Its lanes are nobody's any more, so that nothing is given to them; tasks that they have know them still."""
+        if self.workers.pop(worker.id, None) is None:
+            return  # it says so twice
+        self.leaving[worker.id] = worker
+        for lane in worker.lanes.values():
+            lane.of.lanes.remove(lane)
 
     def _drop(self, report: protocol.Report) -> None:
         if isinstance(report, protocol.Finished) and report.body:
@@ -138,6 +160,10 @@ class Scheduler:
             self._leave_lane(task)
             reason = report.body.decode(errors="replace")
             self._give_back(task, reason, started=task.state is TaskState.RUNNING)
+            return
+        if report.end == protocol.RETURNED:
+            self._leave_lane(task)
+            self._give_back(task, "its agent was told to leave", started=report.started > 0, planned=True)
             return
         if report.started:
             _lane(task).of.measured(report.ended - report.started)
@@ -182,14 +208,17 @@ class Scheduler:
 
     # --- tasks --------------------------------------------------------------------------------------------------------
 
-    def _give_back(self, task: Task, reason: str, started: bool) -> None:
-        """Its agent is gone. One that had started may be lost at most ``crash_limit`` times."""
-        task.losses += started
+    def _give_back(self, task: Task, reason: str, started: bool, planned: bool = False) -> None:
+        """Its agent is gone. One that had started may be lost at most ``crash_limit`` times.
+
+        What was ``planned`` does not count; but one that may never start twice (``crash_limit`` 0) does not, then too.
+        """
+        task.losses += started and not planned
         task.lane = None
         self._moving.discard(task.id)
         if task.doomed:
             self._resolve(task, protocol.Finished(task.id, task.attempt, protocol.KILLED))
-        elif started and task.losses > task.crash_limit:
+        elif started and (task.losses > task.crash_limit or task.crash_limit == 0):
             self._resolve(task, effects.Lost(reason))
         elif task.id in self._recalled and task.state is TaskState.SENT:
             self._answer(task, cancelled=True)

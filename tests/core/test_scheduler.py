@@ -45,11 +45,13 @@ from worker_agent.protocol import (
     KILLED,
     LOST,
     NOT_STARTED,
+    RETURNED,
     TIMED_OUT,
     VALUE,
     Bye,
     Finished,
     Hello,
+    Leaving,
     Output,
     Recalled,
     Report,
@@ -1093,3 +1095,63 @@ def test_the_check_of_the_invariants_sees_what_is_wrong(harm: Any) -> None:
     harm(scheduler, lane)
     with pytest.raises(AssertionError):
         scheduler.check_invariants()
+
+
+# ---- agents that leave
+
+
+def test_an_agent_that_leaves_gets_no_more_tasks(cluster: Cluster) -> None:
+    one, two, three = cluster.start(3, 1)
+    cluster.report(W1, Started(one.id, 1, 100, 0.0)).seen = True
+    assert cluster.report(W1, Leaving("it was told to"), Finished(two.id, 1, RETURNED)) == [Requeue(two)]
+    assert cluster.submit(*cluster.tasks(1)) == []
+    finished = Finished(one.id, 1, VALUE)
+    assert cluster.report(W1, finished) == [Resolve(one, finished)]
+    assert cluster.lose(W1) == []
+    assert cluster.join(W2, 1) == [OpenLane(W2, L2, 0, 1), Start(W2, L2, two), Start(W2, L2, three)]
+
+
+def test_a_task_that_comes_back_from_an_agent_that_leaves_is_counted_nowhere(cluster: Cluster) -> None:
+    [task] = cluster.start(1, 1, crash_limit=1)
+    for number in range(1, 5):
+        worker = WorkerId(number)
+        cluster.report(worker, Started(task.id, number, 100, 0.0), Leaving("")).seen = True
+        assert cluster.report(worker, Finished(task.id, number, RETURNED, started=1.0)) == [Requeue(task)]
+        assert cluster.lose(worker) == []
+        following = WorkerId(number + 1), LaneId(number + 1)
+        assert cluster.join(following[0], 1) == [OpenLane(*following, 0, 1), Start(*following, task)]
+    assert task.losses == 0
+
+
+def test_an_agent_that_is_lost_while_it_leaves_counts_nowhere_either(cluster: Cluster) -> None:
+    one, two = cluster.start(2, 1, crash_limit=1)
+    cluster.report(W1, Started(one.id, 1, 100, 0.0), Leaving("")).seen = True
+    assert cluster.lose(W1) == [Requeue(two), Requeue(one)]
+    assert (one.losses, two.losses) == (0, 0)
+
+
+def test_what_may_start_once_is_lost_if_it_had_started_on_an_agent_that_leaves(cluster: Cluster) -> None:
+    one, two = cluster.tasks(2, crash_limit=0)
+    cluster.submit(one, two).seen = True
+    cluster.join(W1, 2).seen = True
+    cluster.report(W1, Leaving("")).seen = True
+    assert cluster.report(W1, Finished(one.id, 1, RETURNED)) == [Requeue(one)]
+    ended = cluster.report(W1, Finished(two.id, 1, RETURNED, started=1.0))
+    assert ended == [Resolve(two, Lost("its agent was told to leave"))]
+
+
+def test_a_task_that_is_killed_or_cancelled_does_not_come_back_from_an_agent_that_leaves(cluster: Cluster) -> None:
+    one, two = cluster.start(2, 1)
+    cluster.report(W1, Started(one.id, 1, 100, 0.0), Leaving("")).seen = True
+    assert cluster.kill(one) == [KillTask(W1, one, 15, 2.0)]
+    assert cluster.cancel(two) == [RecallTask(W1, two)]
+    returned = [Finished(one.id, 1, RETURNED, started=1.0), Finished(two.id, 1, RETURNED)]
+    assert cluster.report(W1, *returned) == [Resolve(one, Finished(one.id, 1, KILLED)), Answer(two, True)]
+
+
+def test_who_says_twice_that_it_leaves_has_said_it_once(cluster: Cluster) -> None:
+    [task] = cluster.start(1, 1)
+    assert cluster.report(W1, Leaving(""), Leaving("")) == []
+    assert cluster.report(WorkerId(9), Leaving("")) == []
+    assert cluster.lose(W1) == [Requeue(task)]
+    assert cluster.report(W1, Leaving("")) == []
