@@ -98,7 +98,8 @@ def wild_reports(seed: int, tasks: int) -> Iterator[protocol.Report]:
 
 _BODIES = [
     b"\0", b"\0" + pickle.dumps([1]), b"\3" + pickle.dumps(5), b"\3" + pickle.dumps(len), b"\0035", b"\3[",
-    b"\1\2\0\0\0[]K\1.", b"\1\xff", b"\2\1", b"\4/dev/null", b"\4/dev/zero", b"\4\0", b"\7", b"\0" + b"(" * 1000, b"\x80" * 50,
+    b"\1\2\0\0\0[]K\1.", b"\1\xff", b"\2\1", b"\4/dev/null", b"\4/dev/zero", b"\4\0", b"\7",
+    b"\0" + b"(" * 1000, b"\x80" * 50,
 ]  # fmt: skip
 
 

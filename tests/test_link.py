@@ -320,23 +320,26 @@ def test_acknowledgements_are_not_acknowledged() -> None:
     assert side.due() is None
 
 
-def test_what_waits_for_an_acknowledgement_is_known(small: None) -> None:
+def test_that_an_acknowledgement_makes_room_for_more_is_known(small: None) -> None:
     """Who sends only when there is news has to ask: once a connection was cut, one message was sent in two seconds."""
     side = make_link()
-    assert not side.has_unsent
+    assert not side.can_send
     for message in numbered(20, 50):
         side.send(message)
+    assert side.can_send
     on_wire = sum(len(batch.messages) for batch in take_all(side, 0.0))
-    assert (on_wire, side.has_unsent) == (8, True)  # the window is full
+    assert (on_wire, side.can_send) == (8, False)  # the window is full
     side.acknowledged(on_wire, False, 0.1)
+    assert side.can_send
     take_all(side, 0.1)
     side.acknowledged(2 * on_wire, False, 0.2)
     assert sum(len(batch.messages) for batch in take_all(side, 0.2)) == 4
-    assert not side.has_unsent
+    assert not side.can_send
     side.tick(0.2 + RESEND_AFTER)
+    assert side.can_send  # lost, perhaps: one of them is asked about, and the others follow its acknowledgement
     take_all(side, 0.2 + RESEND_AFTER)
-    assert side.has_unsent  # lost, perhaps: one of them is asked about, and the others follow its acknowledgement
+    assert not side.can_send
     side.acknowledged(2 * on_wire + 1, False, 3.0)
-    assert side.has_unsent
+    assert side.can_send
     assert sum(len(batch.messages) for batch in take_all(side, 3.0)) == 3
-    assert not side.has_unsent
+    assert not side.can_send
