@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import zmq
 from handmade import HandmadeAgent, handmade
@@ -145,7 +146,7 @@ def run_task(agent: HandmadeAgent, pool: HPCExecutor, *task: Any) -> tuple[Any, 
 
 
 def plain(value: Any) -> bytes:
-    return b"\3" + pickle.dumps(value, 5)
+    return b"\0" + pickle.dumps(value, 5)
 
 
 # ---- strangers: T1, T2, T14, T16
@@ -227,7 +228,7 @@ def test_a_flood_on_the_local_socket_is_a_few_lines(
     peer.connect(f"ipc://{pool._hub.directories.endpoint_path}")
     for _ in range(500):
         peer.send_multipart(parts)
-    peer.send(protocol.encode_message([PROTOCOL + 1]))
+    peer.send(msgspec.msgpack.encode([PROTOCOL + 1]))
     assert peer.poll(5000)  # which is answered: it has read all before
 
 
@@ -358,7 +359,7 @@ def test_another_user_finds_no_key_anywhere(
 ) -> None:
     """T7: not in arguments, environments, files, nor in logs, while an agent that was invited runs a task."""
     since = time.time() - 1
-    invitation = pool.invite(host="127.0.0.1")
+    invitation = pool.invite(2, host="127.0.0.1")  # its file stays until the other one has joined, too
     agent = join(invitation)
     wait_until(lambda: len(pool.workers()) == 2)
     network, connection = network_of(pool), protocol.read_connection(Path(invitation).read_bytes())
@@ -651,11 +652,11 @@ def test_frames_that_are_too_long_or_garbled_harm_their_sender_only(
     """T6, D3, D4: what it still says in its epoch counts, over a new connection if need be."""
     agent = handmade(held.invite(host="127.0.0.1")).join()
     future, run = run_task(agent, held)
-    for data in (b"\xff" * 1000, b"\x91" * 100_000, protocol.encode_message(["x" * 100_000]), b"\0"):
+    for data in (b"\xff" * 1000, b"\x91" * 100_000, msgspec.msgpack.encode(["x" * 100_000]), b"\0"):
         for _ in range(50):
             agent.send(data)
     agent.send(bytes(MESSAGE_LIMIT))
-    tag = protocol.encode_message([PROTOCOL, agent.connection.session, agent.epoch, 1, 0, False, 0.0, [["x" * 10**6]]])
+    tag = msgspec.msgpack.encode([PROTOCOL, agent.connection.session, agent.epoch, 1, 0, False, 0.0, [["x" * 10**6]]])
     agent.send(tag)
     agent.settle()
     agent.send(bytes(MESSAGE_LIMIT + 1))  # ends the connection
@@ -664,7 +665,9 @@ def test_frames_that_are_too_long_or_garbled_harm_their_sender_only(
     assert len(held.workers()) == 2
 
 
-@pytest.mark.parametrize("fields", [{"python": "3.5.2"}, {"cloudpickle": "1.0"}, {"shares": False}, {"launch": "x"}])
+@pytest.mark.parametrize(
+    "fields", [{"python": "3.5.2"}, {"cloudpickle": "1.0"}, {"missing": ["numpy"]}, {"launch": "x"}]
+)
 def test_an_agent_that_does_not_fit_is_told_so_and_others_go_on(
     pool: HPCExecutor, handmade: Callable[..., HandmadeAgent], caplog: pytest.LogCaptureFixture, fields: dict[str, Any]
 ) -> None:
@@ -780,12 +783,19 @@ def echo(text: str) -> str:
     return text + text
 
 
+def leave(agent: Any, pool: HPCExecutor) -> None:
+    """Let an agent go while it is still reached: or the end of the test would wait for its lease."""
+    agent.terminate()
+    wait_until(lambda: len(pool.workers()) == 1)
+
+
 def test_what_is_on_the_wire_cannot_be_read(held: HPCExecutor, join: Join, tmp_path: Path) -> None:
     """T10: neither what is called nor with what, nor the result, nor what we say about it."""
     with Tampering(port_of(held), untouched) as relay:
-        join(changed(held.invite(host="127.0.0.1"), tmp_path, endpoints=[relay.endpoint]))
+        agent = join(changed(held.invite(host="127.0.0.1"), tmp_path, endpoints=[relay.endpoint]))
         wait_until(lambda: len(held.workers()) == 2)
         assert outcome(held.submit(echo, "canary")) == "canarycanary"
+        leave(agent, held)
         assert len(relay.recorded) > 2000
         session = held._hub.session if held._hub is not None else ""
         for word in ("canary", "test_attacks", session, session[:8], "hello", "finished", "worker_agent"):
@@ -807,13 +817,14 @@ def test_what_is_changed_on_the_wire_ends_the_connection_and_nothing_else(
         return changes[0]
 
     with Tampering(port_of(held), tamper) as relay:
-        join(changed(held.invite(host="127.0.0.1"), tmp_path, endpoints=[relay.endpoint]))
+        agent = join(changed(held.invite(host="127.0.0.1"), tmp_path, endpoints=[relay.endpoint]))
         wait_until(lambda: len(held.workers()) == 2)
         number = 0
         while len(relay.sent) < 2:
             future = held.submit(echo, str(number))
             assert (outcome(future), future.attempt) == (f"{number}{number}", 1)
             number += 1
+        leave(agent, held)
     assert changes
 
 
@@ -829,7 +840,7 @@ def test_a_connection_that_is_played_again_says_nothing(held: HPCExecutor, join:
     """T11: its keys were made for it."""
     ran = tmp_path / "ran"
     with Tampering(port_of(held), untouched) as relay:
-        join(changed(held.invite(2, host="127.0.0.1"), tmp_path, endpoints=[relay.endpoint]))
+        agent = join(changed(held.invite(2, host="127.0.0.1"), tmp_path, endpoints=[relay.endpoint]))
         outcome(held.submit(Program(["sh", "-c", f"echo x >> {ran}"])))
         (recorded,) = relay.sent.values()
         for _ in range(3):
@@ -843,6 +854,7 @@ def test_a_connection_that_is_played_again_says_nothing(held: HPCExecutor, join:
         assert outcome(held.submit(pow, 2, 3)) == 8
         assert len(held.workers()) == 2
         assert ran.read_text() == "x\n"
+        leave(agent, held)
 
 
 # ---- what lies about: T13

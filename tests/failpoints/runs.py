@@ -20,7 +20,7 @@ from points import Point
 from waiting import SOON, state_of, wait_until
 from workload import EXPECTED
 
-from executor import local
+from worker_agent import directories
 
 #: So many runs at a time: they wait more than they work.
 AT_A_TIME = 4
@@ -172,7 +172,7 @@ def _look_for_remains(result: Result, mark: bytes) -> None:
     if (left_folders := _directories(result.directory)) and not may_leave_files:
         result.troubles.append(f"directories are left: {left_folders}")
     for place in ("m", "t"):
-        local._remove_stale(str(result.directory / place))
+        directories._remove_stale(str(result.directory / place))
     if left_folders := _directories(result.directory):
         result.troubles.append(f"the next executor does not remove {left_folders}")
 

@@ -344,11 +344,12 @@ def report(**fields: Any) -> None:
 def start(options: dict[str, Any], invited: int) -> None:
     """Arm the failpoint, here and in what is started here; then run the workload."""
     from executor import local
+    from worker_agent import directories
 
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     fault = points.read_fault()
     local._SCRIPT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "agent_script.py")
-    local._MEMORY = os.path.join(fault.directory, "m")  # so that what is left there is of this run
+    directories._MEMORY = os.path.join(fault.directory, "m")  # so that what is left there is of this run
     points.install(fault, "client")
     main(options, invited)
 
