@@ -229,6 +229,11 @@ def _judge_end_of_client(result: Result) -> list[str]:
     return [] if result.status == expected else [f"the client ended with status {result.status}"]
 
 
+def _may_run_on(result: Result) -> bool:
+    """An agent that stands still beyond its lease cannot end what it runs: the documented exception."""
+    return result.case.action == "stop for long" and result.case.point.place == "agent"
+
+
 def _judge_history(result: Result) -> list[str]:
     """Attempts of a task follow each other: none begins before the last one has ended, and numbers grow."""
     wrong = []
@@ -237,7 +242,7 @@ def _judge_history(result: Result) -> list[str]:
         number = int(numbers[0]) if what in ("started", "ended", "overlap") else 0
         if what == "overlap":
             wrong.append(f"{name}: attempt {number} runs beside attempt {numbers[3]}")
-        elif what == "alive":
+        elif what == "alive" and not _may_run_on(result):
             wrong.append(f"{name} still ran when its future said that it had ended")
         elif what == "started" and number <= running.get(name, 0):
             wrong.append(f"{name}: attempt {number} follows attempt {running[name]}")
