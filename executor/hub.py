@@ -305,16 +305,21 @@ class Hub:
     def _take_reports(self, worker: Worker, reports: list[protocol.Report]) -> None:
         if worker.transfers is not None:
             reports = worker.transfers.take_reports(reports)
-        for report in reports:
-            if isinstance(report, protocol.Finished):
-                if report.body[:1] in bodies.WITH_FILES:
-                    check_outcome(report, self.directories.stores)
-            elif isinstance(report, protocol.Warn):
-                self._agents.warn(worker, report.text)
-            elif isinstance(report, protocol.Leaving):
-                self._agents.warn(worker, f"the agent is about to leave: {report.reason}")
-        reports = [each for each in reports if type(each) is not protocol.Unprepared or self._counts(worker, each)]
+        reports = [report for report in reports if self._listens(worker, report)]
         self._perform(self._core.receive(worker.id, reports))
+
+    def _listens(self, worker: Worker, report: protocol.Report) -> bool:
+        """Whether the report is for the core; what is for the log, or for us, is seen to."""
+        if isinstance(report, protocol.Finished):
+            if report.body[:1] in bodies.WITH_FILES:
+                check_outcome(report, self.directories.stores)
+        elif isinstance(report, protocol.Unprepared):
+            return self._counts(worker, report)
+        elif isinstance(report, protocol.Warn):
+            self._agents.warn(worker, report.text)
+        elif isinstance(report, protocol.Leaving):
+            self._agents.warn(worker, f"the agent is about to leave: {report.reason}")
+        return True
 
     def _counts(self, worker: Worker, report: protocol.Unprepared) -> bool:
         """Whether the worker was told of the environment that it says it cannot prepare."""

@@ -35,7 +35,7 @@ class Sender:
     def __init__(self, tmp_path: Path, kept: int = 10 * MIB) -> None:
         self.directory = tmp_path / "hub"
         self.directory.mkdir()
-        self.link = Link(protocol.encode_message)
+        self.link = Link(protocol.encode_message, protocol.cut_message)
         self.failed: list[Finished] = []
         self.transfers = Transfers(self.link, [str(self.directory)], self.failed.append, kept)
 
@@ -269,7 +269,7 @@ def test_a_full_disk_is_the_error_of_the_outcome(sender: Sender, monkeypatch: py
 @pytest.mark.parametrize("size", [0, 1, MIB - 100, MIB, 3 * MIB, 5 * MIB + 17])
 def test_a_message_of_any_size_arrives_whole(size: int) -> None:
     run = Run(1, 2, 3, protocol.Command(["cat"], os.urandom(size)))
-    sender, receiver = Link(protocol.encode_message), Link(protocol.encode_message)
+    sender, receiver = (Link(protocol.encode_message, protocol.cut_message) for _ in range(2))
     joiner = protocol.Joiner(protocol.Order)
     for message in (protocol.Recall(1, 1), run, protocol.Recall(2, 1)):
         sender.send(message)

@@ -20,6 +20,8 @@ WINDOW = 8 * 2**20
 BULK_WINDOW = 2 * 2**20
 #: Bytes of messages in a frame, unless a single one is larger.
 FRAME_BYTES = 256 * 1024
+#: Bytes of a message that goes as one.
+LARGEST = 1024 * 1024
 #: Messages in a frame.
 FRAME_MESSAGES = 4096
 #: Seconds after which something that was received is acknowledged, if no frame has done it by then.
@@ -47,13 +49,13 @@ class Link:
     """The numbers and queues of one side."""
 
     __slots__ = (
-        "_acked", "_bulk", "_bulk_bytes", "_encode", "_misses", "_on_wire", "_owes_since", "_patience", "_probing",
-        "_received", "_resend_at", "_sent_again", "_sizes", "_unacked", "_unacked_bytes", "_waiting",
+        "_acked", "_bulk", "_bulk_bytes", "_cut", "_encode", "_misses", "_on_wire", "_owes_since", "_patience",
+        "_probing", "_received", "_resend_at", "_sent_again", "_sizes", "_unacked", "_unacked_bytes", "_waiting",
     )  # fmt: skip
 
-    def __init__(self, encode: Callable[[object], Sequence[bytes]]) -> None:
-        """``encode`` gives the bytes of a message: one entry, or more of one that is too large for a frame."""
-        self._encode = encode
+    def __init__(self, encode: Callable[[object], bytes], cut: Callable[[bytes], Sequence[bytes]]) -> None:
+        """``encode`` gives the bytes of a message; ``cut`` makes several of those of one that is too large."""
+        self._encode, self._cut = encode, cut
         self._waiting: deque[object] = deque()
         self._bulk: deque[Iterator[object]] = deque()
         #: the messages after ``_acked``, and for each whether it belongs to a large payload
@@ -137,15 +139,21 @@ class Link:
             message, bulk = self._next()
             if message is None:
                 break
-            first, *more = self._encode(message)
-            messages.append(first)
-            size += len(first)
-            self._keep(first, bulk)
-            for data in more:  # they go with the next frames
-                self._keep(data, bulk)
-            if more:
+            data = self._encode(message)
+            if len(data) > LARGEST:
+                messages.append(self._keep_parts(data, bulk))
                 break
+            messages.append(data)
+            size += len(data)
+            self._keep(data, bulk)
         return messages
+
+    def _keep_parts(self, data: bytes, bulk: bool) -> bytes:
+        """Keep a message in parts; gives the first, the others go with the next frames."""
+        parts = self._cut(data)
+        for part in parts:
+            self._keep(part, bulk)
+        return parts[0]
 
     def _next(self) -> tuple[object | None, bool]:
         while not self._waiting and self._bulk and self._bulk_bytes < BULK_WINDOW:

@@ -31,7 +31,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from worker_agent.link import Batch
+from worker_agent.link import LARGEST, Batch
 
 PROTOCOL: Final = 1
 
@@ -416,8 +416,6 @@ class OtherProtocol(ProtocolError):
     """The peer speaks another version of this protocol."""
 
 
-#: A longer message goes in fragments of this size, in bytes.
-FRAGMENT: Final = 1024 * 1024
 #: No message is longer, in bytes: who sends more is no peer of ours.
 LONGEST_MESSAGE: Final = 2**31
 
@@ -435,13 +433,15 @@ def encode(frame: Orders | Reports) -> bytes:
     return _encoder.encode(frame)
 
 
-def encode_message(message: object) -> list[bytes]:
-    """The bytes of a message, for frames that are made later: one entry, or those of its fragments."""
-    data = _encoder.encode(message)
-    if len(data) <= FRAGMENT:
-        return [data]
-    starts = range(0, len(data), FRAGMENT)
-    return [_encoder.encode(Fragment(data[at : at + FRAGMENT], at + FRAGMENT >= len(data))) for at in starts]
+def encode_message(message: object) -> bytes:
+    """The bytes of a message, for a frame that is made later."""
+    return _encoder.encode(message)
+
+
+def cut_message(data: bytes) -> list[bytes]:
+    """The bytes of the fragments of a message that is too large for a frame."""
+    starts = range(0, len(data), LARGEST)
+    return [_encoder.encode(Fragment(data[at : at + LARGEST], at + LARGEST >= len(data))) for at in starts]
 
 
 class Joiner:
@@ -457,6 +457,8 @@ class Joiner:
 
     def join(self, messages: Sequence[Any]) -> list[Any]:
         """The messages that are whole. Raises ProtocolError if fragments make none."""
+        if Fragment not in map(type, messages):
+            return list(messages)
         whole = []
         for message in messages:
             made = self._add(message) if type(message) is Fragment else message

@@ -54,7 +54,7 @@ class AgentSession:
     def _start(self) -> None:
         self.epoch = 0
         self._name = self._new_name()
-        self._link = Link(protocol.encode_message)
+        self._link = Link(protocol.encode_message, protocol.cut_message)
         self._joiner = protocol.Joiner(protocol.Order)
         self._lease_ends: float | None = None
         self._speak_at = 0.0

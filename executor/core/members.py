@@ -38,7 +38,7 @@ class Member:
     route: Any
     heard: float
     patience: float
-    link: Link = field(default_factory=lambda: Link(protocol.encode_message))
+    link: Link = field(default_factory=lambda: Link(protocol.encode_message, protocol.cut_message))
     joiner: protocol.Joiner = field(default_factory=lambda: protocol.Joiner(protocol.Report))
     echo: float = 0.0
 

@@ -60,9 +60,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---- two sides of a conversation
 
 
-def as_it_is(message: object) -> list[bytes]:
+def as_it_is(message: object) -> bytes:
     assert isinstance(message, bytes)
-    return [message]
+    return message
 
 
 class Conversation(RuleBasedStateMachine):
@@ -71,7 +71,7 @@ class Conversation(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
-        self.sides = Link(as_it_is), Link(as_it_is)
+        self.sides = Link(as_it_is, protocol.cut_message), Link(as_it_is, protocol.cut_message)
         self.said: tuple[list[bytes], list[bytes]] = ([], [])
         self.heard: tuple[list[bytes], list[bytes]] = ([], [])
         self.flying: list[tuple[int, Batch]] = []
