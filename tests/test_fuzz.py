@@ -1,6 +1,6 @@
 """Whatever comes: the decoders read it or say ProtocolError, and a live hub goes on with its work.
 
-``HPC_TEST_FULL=1`` takes a million inputs in place of a hundred thousand. Seeds are fixed: a failure comes again.
+Seeds are fixed: a failure comes again.
 """
 
 # ruff: noqa: F401, F811  imported fixtures: tests name their arguments after them
@@ -27,8 +27,8 @@ from executor.network import LINES_A_MINUTE
 from worker_agent import protocol
 from worker_agent.protocol import Connection, Orders, ProtocolError, Reports
 
-FULL = os.environ.get("HPC_TEST_FULL") == "1"
-DECODED = 1_000_000 if FULL else 100_000
+#: Inputs of the decoders together.
+DECODED = 1_000_000
 #: Frames into the live port: as bytes of strangers, before a hello, after it, and of the right types.
 STRANGE, BEFORE, AFTER, TYPED = (20_000, 25_000, 30_000, 25_000)
 MEGABYTE = 2**20
