@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import resource
 import secrets
 import select
 import signal
@@ -23,6 +24,7 @@ from typing import NamedTuple
 import zmq
 
 from executor import local
+from executor.addresses import ListenError
 from executor.core.members import Member, Members
 from executor.core.model import WorkerId
 from executor.network import Network, SparingLog
@@ -33,6 +35,10 @@ log = logging.getLogger("executor")
 
 #: Seconds that an agent may take from its start to its hello.
 LAUNCH_PATIENCE = 60.0
+#: Seconds until an agent that could not be started is tried again: descriptors or processes may be had by then.
+LAUNCH_AGAIN = 1.0
+#: Descriptors that this process needs beside one for each agent that connects.
+DESCRIPTORS = 64
 #: Seconds that an agent may take to leave when all is done, beyond the grace of its tasks.
 STOP_PATIENCE = 5.0
 #: Bytes of the longest hello.
@@ -146,6 +152,8 @@ class Agents:
         self._numbers = iter(range(1, 2**62)).__next__
         self._network: Network | None = None
         self._endpoints: list[str] = []
+        #: when to start agents that could not be started, and with how many slots
+        self._owed: list[tuple[float, int]] = []
         #: those whose files are there, because somebody may still join by them
         self._invitations: dict[str, Invitation] = {}
         self._log = SparingLog()
@@ -181,6 +189,22 @@ class Agents:
         self._by_pidfd[launch.pidfd] = worker
         self._epoll.register(launch.pidfd, select.EPOLLIN)
 
+    def replace(self, slots: int) -> None:
+        """Start an agent in place of one that is gone, as soon as that can be done."""
+        try:
+            self.launch(slots)
+        except OSError as error:
+            self._log.warning("launch", "no agent can be started just now, it is tried again: %s", error)
+            self._owed.append((time.monotonic() + LAUNCH_AGAIN, slots))
+
+    def _replace_owed(self, now: float) -> None:
+        owed, self._owed = self._owed, []
+        for at, slots in owed:
+            if now < at:
+                self._owed.append((at, slots))
+            else:
+                self.replace(slots)
+
     def invite(
         self, count: int, seconds: float, host: str | None, port: int | None, imports: list[str]
     ) -> Invitation:
@@ -188,6 +212,7 @@ class Agents:
 
         Raises ListenError, NetworkUnsafe.
         """
+        _check_descriptors(count)
         network = self._network or self._listen(host, port)
         launch = secrets.token_hex(8)
         public, secret = network.grant(launch, count, time.monotonic() + seconds)
@@ -242,6 +267,8 @@ class Agents:
     def receive(self, now: float) -> Iterator[Event]:
         """What has happened."""
         yield from self._receive_frames(now)
+        if self._owed:
+            self._replace_owed(now)
         if self._invitations:
             self._remove_used_invitations(now)
         while self._ended:
@@ -415,7 +442,7 @@ class Agents:
 
     def due(self) -> float | None:
         """When :meth:`flush` and :meth:`receive` have something to do, if nothing else happens."""
-        times = [self._members.due(), *map(self._open_until, self._invitations)]
+        times = [self._members.due(), *map(self._open_until, self._invitations), *(at for at, _ in self._owed)]
         due = min((time for time in times if time is not None), default=None)
         if any(worker.launch is not None and worker.member is None for worker in self):
             return min(due or time.monotonic() + 1.0, time.monotonic() + 1.0)
@@ -453,6 +480,14 @@ class Agents:
         if self._network is not None:
             self._network.close()
         self._opened.close()
+
+
+def _check_descriptors(count: int) -> None:
+    """Raises ListenError if so many agents could not all be connected."""
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = count + DESCRIPTORS
+    if allowed != resource.RLIM_INFINITY and allowed < needed:
+        raise ListenError(f"{count} agents need {needed} open files, and this process may have {allowed}: ulimit -n")
 
 
 def _end_orphan(pid: int, began: int | None) -> None:

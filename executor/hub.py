@@ -510,7 +510,7 @@ class Hub:
             return
         if not self._closing or self._core.tasks:
             log.warning("%s; another one is started. Its log: %s", gone.reason, gone.log or "(empty)")
-            self._agents.launch(gone.worker.slots)
+            self._agents.replace(gone.worker.slots)
         self._perform(self._core.lost(gone.worker.id, gone.reason))
 
     # --- ends ---------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import pytest
 from pools import PATIENCE, new_executor, outcome
 from waiting import parent_of, pass_gate, state_of, wait_until
 
-from executor import HPCExecutor
+from executor import HPCExecutor, agents, local
 from executor.agents import Agents
 from executor.core import members
 from worker_agent import link
@@ -127,3 +127,24 @@ def test_frames_that_come_twice_count_once(
     futures = [executor.submit(pow, number, 2) for number in range(30)]
     assert [outcome(future) for future in futures] == [number**2 for number in range(30)]
     assert {future.attempt for future in futures} == {1}
+
+
+def test_an_agent_that_cannot_be_replaced_just_now_is_replaced_later(
+    new_executor: Callable[..., HPCExecutor], monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    """F1, F2: the hub has no descriptor left, and that passes. It was the end of the hub, and of all tasks."""
+    monkeypatch.setattr(agents, "LAUNCH_AGAIN", 0.05)
+    executor = new_executor(1)
+    lost = agent_of(outcome(executor.submit(os.getpid)) and outcome(executor.submit(os.getppid)))
+    launch, left = local.launch, [1, 2]
+
+    def fail_twice(*args: Any) -> Any:
+        if left:
+            raise OSError(left.pop(), "too many open files")
+        return launch(*args)
+
+    monkeypatch.setattr(local, "launch", fail_twice)
+    os.kill(lost, signal.SIGKILL)
+    assert outcome(executor.submit(pow, 2, 3)) == 8
+    assert not left
+    assert "no agent can be started just now" in caplog.text

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import signal
 import stat
 import subprocess
@@ -233,3 +234,14 @@ def test_an_agent_without_a_module_that_tasks_need_is_refused_in_one_sentence_on
     why = "it has no module no_such_module.inner, which preload names: install it there"
     assert told.splitlines()[-1] == f"this agent leaves: {why}"
     assert why in caplog.text
+
+
+def test_an_invitation_for_more_agents_than_descriptors_is_refused_with_the_number(
+    new_executor: Callable[..., HPCExecutor],
+) -> None:
+    """F1, S8."""
+    executor = new_executor(1)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with pytest.raises(OSError, match=r"\d+ agents need \d+ open files, and this process may have \d+: ulimit -n"):
+        executor.invite(limits[0], host="127.0.0.1")
+    assert outcome(executor.submit(pow, 2, 3)) == 8
