@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import resource
@@ -245,3 +246,21 @@ def test_an_invitation_for_more_agents_than_descriptors_is_refused_with_the_numb
     with pytest.raises(OSError, match=r"\d+ agents need \d+ open files, and this process may have \d+: ulimit -n"):
         executor.invite(limits[0], host="127.0.0.1")
     assert outcome(executor.submit(pow, 2, 3)) == 8
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_calls_end_with_their_agent_though_its_supervisor_is_killed_with_it(
+    join: Join, new_executor: Callable[..., HPCExecutor], gate: Any, start: str
+) -> None:
+    """Nobody is left who could end them but the kernel, so each asks it to: two attempts would overlap otherwise."""
+    executor = new_executor(2, agents=0, lease=1, mp_context=multiprocessing.get_context(start))
+    supervisor = join(executor.invite(host="127.0.0.1"))
+    futures = [executor.submit(pass_gate_of, gate.paths) for _ in range(2)]
+    running = gate.wait_arrivals(2)
+    agent = agent_of(running[0])
+    for pid, number in ((agent, signal.SIGSTOP), (supervisor.pid, signal.SIGKILL), (agent, signal.SIGKILL)):
+        os.kill(pid, number)  # stopped, so that it does not see its supervisor's end
+    wait_until(lambda: all(map(gone, running)))
+    wait_until(lambda: not executor.workers())
+    assert not any(future.done() for future in futures)
+    executor.kill_workers()

@@ -32,6 +32,7 @@ class Template:
         self._interpreter = interpreter
         self._control = control
         self._reused = reused
+        self._pid = os.getpid()
         self._children: dict[int, int] = {}
         self._poll = select.poll()
 
@@ -68,7 +69,11 @@ class Template:
 
     def _become_interpreter(self, out: int, err: int, go: int | None) -> NoReturn:
         os.setsid()
-        processes.become_subreaper()  # no parent-death signal: the agent sees the template's end, and kills us
+        processes.become_subreaper()
+        # The agent sees the template's end and kills us; but agent and supervisor may have been killed together.
+        processes.set_parent_death_signal(signal.SIGKILL)
+        if os.getppid() != self._pid:
+            os._exit(1)  # it came too late
         os.close(descriptors.CONTROL)
         os.dup2(out, 1)
         os.dup2(err, 2)
