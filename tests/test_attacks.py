@@ -46,6 +46,8 @@ from worker_agent import protocol
 from worker_agent.dialing import MESSAGE_LIMIT, Attempt, agent_socket
 from worker_agent.protocol import PROTOCOL, Finished, Hello, Run, Started, Unprepared
 
+pytestmark = pytest.mark.heavy
+
 REPOSITORY = str(Path(product.__file__).parents[1])
 NOBODY = 65534
 #: Lines of warnings that an attack may leave in the log, and letters of one.

@@ -28,6 +28,8 @@ from executor import CAPTURE, HPCExecutor, Program
 from executor.agents import Invitation
 from worker_agent.processes import children
 
+pytestmark = pytest.mark.heavy
+
 CLIENT, A, B = "10.77.0.1", "10.77.0.2", "10.77.0.3"
 #: Seconds: shorter than a lease of LONG, though the last sign of life was a while before and the next takes a while.
 SHORT_CUT = 0.6

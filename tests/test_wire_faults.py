@@ -22,6 +22,8 @@ from waiting import announced, wait_until
 from executor import HPCExecutor
 from executor.agents import Invitation
 
+pytestmark = pytest.mark.heavy
+
 TASKS = 30
 
 

@@ -19,6 +19,8 @@ import pytest
 from points import Point
 from runs import Case, Result, Runs
 
+pytestmark = pytest.mark.heavy
+
 
 def cases(wanted: tuple[Point, ...], actions: tuple[str, ...] = (), **options: Any) -> list[Case]:
     """The points with these actions, or else with those that :func:`chosen_for` gives."""
