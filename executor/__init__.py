@@ -5,6 +5,8 @@ from executor.errors import (
     EnvironmentFailed,
     ExecutorTerminated,
     InitializerFailed,
+    ListenError,
+    NetworkUnsafe,
     OptionTypeError,
     OptionValueError,
     ProgramFailed,
@@ -23,7 +25,8 @@ from executor.program import Program
 
 __all__ = [
     "CAPTURE", "DEVNULL", "FORWARD", "AgentFailed", "EnvironmentFailed", "ExecutorTerminated", "HPCExecutor",
-    "InitializerFailed", "OptionTypeError", "OptionValueError", "Program", "ProgramFailed", "ProgramNotStarted",
-    "RemoteError", "SerializationError", "TaskDied", "TaskFuture", "TaskKilled", "TaskLost", "TaskTimeout", "Usage",
+    "InitializerFailed", "ListenError", "NetworkUnsafe", "OptionTypeError", "OptionValueError", "Program",
+    "ProgramFailed", "ProgramNotStarted", "RemoteError", "SerializationError", "TaskDied", "TaskFuture", "TaskKilled",
+    "TaskLost", "TaskTimeout", "Usage",
 ]  # fmt: skip
 __version__ = "0.1.0"

@@ -7,14 +7,12 @@ import socket
 
 import psutil  # type: ignore[import-untyped]  # it ships no types
 
+from executor.errors import ListenError
+
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 _ANY = ("0.0.0.0", "::")  # noqa: S104  asked for by the user only
 #: Addresses for documentation, which are nobody's: the way to them is the way out. Nothing is sent there.
 _OUTSIDE = ((socket.AF_INET, "198.51.100.1"), (socket.AF_INET6, "2001:db8::1"))
-
-
-class ListenError(OSError):
-    """There is no address or port to listen on as it was asked for."""
 
 
 def address_to_listen_on(host: str | None) -> str:

@@ -24,9 +24,9 @@ from typing import NamedTuple
 import zmq
 
 from executor import local
-from executor.addresses import ListenError
 from executor.core.members import Member, Members
 from executor.core.model import WorkerId
+from executor.errors import ListenError
 from executor.network import Network, SparingLog
 from executor.transfers import Transfers
 from worker_agent import processes, protocol

@@ -14,7 +14,10 @@
     ├── subprocess.CalledProcessError
     │   └── ProgramFailed        a program ended with a nonzero status and ``check=True``
     ├── OSError
-    │   └── ProgramNotStarted    a program is missing or cannot be executed
+    │   ├── ProgramNotStarted    a program is missing or cannot be executed
+    │   └── ListenError          no agents can be invited: there is no such address or port, or too few descriptors
+    ├── RuntimeError
+    │   └── NetworkUnsafe        no agents can be invited: strangers could get in
     ├── pickle.PicklingError
     │   └── SerializationError   an argument or a result cannot be pickled
     ├── RemoteError              the task's exception does not survive pickling: its type, text and traceback
@@ -37,9 +40,9 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 __all__ = [
-    "AgentFailed", "EnvironmentFailed", "ExecutorTerminated", "InitializerFailed", "OptionTypeError",
-    "OptionValueError", "ProgramFailed", "ProgramNotStarted", "RemoteError", "RemoteTraceback", "SerializationError",
-    "TaskDied", "TaskKilled", "TaskLost", "TaskTimeout",
+    "AgentFailed", "EnvironmentFailed", "ExecutorTerminated", "InitializerFailed", "ListenError", "NetworkUnsafe",
+    "OptionTypeError", "OptionValueError", "ProgramFailed", "ProgramNotStarted", "RemoteError", "RemoteTraceback",
+    "SerializationError", "TaskDied", "TaskKilled", "TaskLost", "TaskTimeout",
 ]  # fmt: skip
 
 
@@ -177,6 +180,14 @@ class ProgramNotStarted(_Rebuilt, OSError):
     def missing(self) -> bool:
         """Whether there is no such file, as against one that cannot be executed."""
         return self.errno == errno.ENOENT
+
+
+class ListenError(_Rebuilt, OSError):
+    """There is no address or port to listen on as it was asked for, or there are too few descriptors."""
+
+
+class NetworkUnsafe(_Rebuilt, RuntimeError):
+    """Strangers could get in, or it cannot be shown that they cannot; so nobody may."""
 
 
 class SerializationError(_Rebuilt, pickle.PicklingError):

@@ -220,7 +220,7 @@ class HPCExecutor(_Tasks):
         :param port: None: any that is free.
         :return: the private file (an ``os.PathLike``) for ``python -P -m worker_agent``. Who has it may run code as
             you. It is removed when all have joined, when the time is over, or by :meth:`revoke`.
-        :raises OSError: the address or port cannot be had.
+        :raises ListenError, NetworkUnsafe: the address or port cannot be had; strangers could get in.
         """
         if isinstance(n, bool) or not isinstance(n, int) or n < 1:
             raise ValueError(f"n={n!r}: expected a number of agents, 1 or more")

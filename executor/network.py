@@ -21,7 +21,7 @@ import zmq
 from zmq.utils import z85
 
 from executor import addresses
-from executor.addresses import ListenError
+from executor.errors import ListenError, NetworkUnsafe
 from worker_agent.dialing import COMMON_OPTIONS, MESSAGE_LIMIT, Attempt, agent_socket
 
 log = logging.getLogger("executor")
@@ -38,10 +38,6 @@ BACKLOG = 1024
 _DOMAIN = b"hpc-executor"
 
 Ports = int | tuple[int, int] | None
-
-
-class NetworkUnsafe(RuntimeError):
-    """Strangers could get in, or it cannot be shown that they cannot; so nobody may."""
 
 
 class SparingLog:

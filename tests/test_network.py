@@ -18,7 +18,8 @@ from zmq.utils import z85
 
 from executor import addresses
 from executor import network as module
-from executor.network import LINES_A_MINUTE, ListenError, Network, NetworkUnsafe
+from executor.errors import ListenError, NetworkUnsafe
+from executor.network import LINES_A_MINUTE, Network
 from worker_agent import dialing
 from worker_agent.dialing import MESSAGE_LIMIT, Attempt, agent_socket, dial
 
