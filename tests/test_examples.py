@@ -75,6 +75,11 @@ PRINTED = {
         r"meanwhile: True",
         r"the task is cancelled",
     ],
+    "11_more_agents.py": [
+        r"process \d+ on \S+: 1 places, ours\nprocess \d+ on \S+: 1 places, ours",
+        r"process \d+ on \S+: \d+ places, invited",
+        r"60 results are right: True\n3 agents have worked\nthe invited one has left: True",
+    ],
     "10_parameter_study.py": [
         r"pendulums .*100%",
         r"A driven pendulum",
