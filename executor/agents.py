@@ -349,7 +349,7 @@ class Agents:
         member = self._members.named(hello.name)
         if member is not None:
             if member.route.user == route.user:
-                self._send(route, self._members.welcome(member, leased=bool(route.user)))
+                self._send(route, self._members.welcome_again(member, frame.clock, now, leased=bool(route.user)))
             return
         earlier = self._members.of_process(hello.process)
         if earlier is not None and (earlier.route.user != route.user or self._members.is_late(hello, frame.clock)):

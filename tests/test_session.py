@@ -72,6 +72,17 @@ def test_a_welcome_for_another_name_or_a_second_one_is_nothing(session: AgentSes
     assert session.epoch == 1
 
 
+def test_a_welcome_that_is_older_than_its_lease_is_nothing_and_the_next_one_counts(session: AgentSession) -> None:
+    """The hub's machine slept: what it was told before is over, and the agent would be fenced with its first tasks."""
+    said(session, 0.0)
+    stale = frame(Welcome(1, "a", BEAT, LEASE), epoch=1, echo=0.0)
+    assert session.receive(stale, LEASE) == NOTHING
+    assert session.epoch == 0
+    said(session, LEASE)
+    assert session.receive(frame(Welcome(1, "a", BEAT, LEASE), epoch=1, echo=LEASE), LEASE + 1).orders
+    assert session.epoch == 1
+
+
 def test_a_refusal_is_handed_on_with_its_reason(session: AgentSession) -> None:
     assert session.receive(frame(Refuse("z", "no")), 0.0) == NOTHING
     assert session.receive(frame(Refuse("a", "no"), epoch=0), 0.0) == Incoming([], refused="no")

@@ -157,6 +157,8 @@ class AgentSession:
     def _receive_unnumbered(self, frame: protocol.Orders, now: float) -> Incoming:
         message = frame.messages[0]
         if isinstance(message, protocol.Welcome) and message.name == self._name and self.epoch == 0:
+            if message.lease is not None and now >= frame.echo + message.lease:
+                return NOTHING  # the hub has stood still: our next hello is answered in time
             self.epoch, self._lease, self._beat, self._speak_at = message.epoch, message.lease, message.beat, now
             self._renew(frame.echo)
             return Incoming([message])

@@ -76,8 +76,13 @@ class Members:
         self._by_epoch[member.epoch] = self._by_name[hello.name] = self._by_process[hello.process] = member
         return member, self.welcome(member, leased=leased)
 
+    def welcome_again(self, member: Member, clock: float, now: float, *, leased: bool) -> bytes:
+        """The answer to a hello that is repeated: the first one did not arrive, or was too old when it did."""
+        member.heard, member.echo = now, max(member.echo, clock)
+        return self.welcome(member, leased=leased)
+
     def welcome(self, member: Member, *, leased: bool) -> bytes:
-        """The answer to its hello, which is given again if it did not arrive."""
+        """The answer to its hello."""
         lease = self._lease if leased else None
         message = protocol.Welcome(member.epoch, member.hello.name, self._lease / BEATS_PER_LEASE, lease)
         return protocol.unnumbered_frame(self._session, member.epoch, message, member.echo)

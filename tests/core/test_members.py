@@ -59,6 +59,14 @@ def test_who_needs_no_lease_gets_none(members: Members) -> None:
     assert protocol.decode_orders(welcome).messages == [Welcome(1, "a", LEASE / 6, None)]
 
 
+def test_a_hello_that_is_repeated_is_a_sign_of_life_and_its_time_is_echoed(members: Members) -> None:
+    member = join(members, clock=100.0, now=0.0)
+    frame = protocol.decode_orders(members.welcome_again(member, 140.0, 40.0, leased=True))
+    assert (frame.epoch, frame.echo, member.heard) == (member.epoch, 140.0, 40.0)
+    members.welcome_again(member, 120.0, 41.0, leased=True)  # a copy that was late
+    assert member.echo == 140.0
+
+
 def test_epochs_are_never_given_twice(members: Members) -> None:
     first = join(members)
     members.remove(first)

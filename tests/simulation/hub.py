@@ -183,7 +183,8 @@ class Hub(Process):
         member, earlier = members.named(hello.name), members.of_process(hello.process)
         if member is not None:
             seen["hello again"] += 1
-            self.world.network.send_down(route, members.welcome(member, leased=hello.launch not in self.launches))
+            leased = hello.launch not in self.launches
+            self.world.network.send_down(route, members.welcome_again(member, clock, self.time, leased=leased))
         elif earlier is not None and members.is_late(hello, clock):
             seen["late hello"] += 1
         else:
