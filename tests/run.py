@@ -25,7 +25,7 @@ from typing import NoReturn
 ROOT = Path(__file__).resolve().parent.parent
 VERSIONS = ("3.11", "3.12", "3.13")
 #: Seconds that a step may take; its output so far is shown then.
-STEP_LIMIT = 1200
+STEP_LIMIT = 2400
 #: Schedules that the simulator goes through once, on the lowest version; with the other tests it has its own default.
 SIMULATION_SEEDS = 20_000
 #: Says its version, if it is the Python that we want and can make virtual environments.
