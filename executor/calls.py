@@ -43,6 +43,8 @@ class Request:
     chunk: bool = False
     #: whether news of the task is with the delivery threads, so that its outcome must follow that way
     told: bool = False
+    #: while a thread delivers news of the task: what has come since, for that thread
+    undelivered: list[Any] | None = None
     #: for what is shown of its streams: a letter may come in two pieces
     decoders: dict[tuple[int, int], codecs.IncrementalDecoder] | None = None
 

@@ -40,6 +40,8 @@ class Delivery:
     def __init__(self, name: str) -> None:
         self._name = name
         self._waiting: deque[tuple[Request, Any]] = deque()
+        #: of what waits, here and with the requests
+        self._lock = threading.Lock()
         #: one entry for each batch, to wake a thread; None at the end
         self._wakes: queue.SimpleQueue[bool | None] = queue.SimpleQueue()
         self._emptied = threading.Event()
@@ -84,15 +86,31 @@ class Delivery:
         self._wakes.put(None)  # for the next thread
 
     def _work_off(self) -> None:
-        while self._waiting:
-            try:
-                item = self._waiting.popleft()
-            except IndexError:
-                return  # another thread was faster
-            self._progress += 1
-            deliver(*item)
-            del item  # a result must not live on because nothing else happens
+        while (item := self._take()) is not None:
+            while item is not None:
+                self._progress += 1
+                deliver(*item)
+                item = self._take_more(item[0])  # a result must not live on because nothing else happens
         self._emptied.set()
+
+    def _take(self) -> tuple[Request, Any] | None:
+        """The next news of a task that no thread is at; those of others are left to their threads, in their order."""
+        with self._lock:
+            while self._waiting:
+                request, news = self._waiting.popleft()
+                if request.undelivered is None:
+                    request.undelivered = []
+                    return request, news
+                request.undelivered.append(news)
+        return None
+
+    def _take_more(self, request: Request) -> tuple[Request, Any] | None:
+        """What has come of the same task meanwhile."""
+        with self._lock:
+            if request.undelivered:
+                return request, request.undelivered.pop(0)
+            request.undelivered = None
+        return None
 
     def close(self) -> None:
         """No more news: wait until the queue is empty, however long the user's code takes, and end the threads.

@@ -726,3 +726,32 @@ def test_a_callback_that_waits_does_not_hold_up_the_end() -> None:
     delivery.close()
     delivery.join()
     assert got == [2]
+
+
+def test_news_of_a_task_come_in_order_though_threads_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by a soak: on a busy machine there were two threads, and an outcome overtook its program's output."""
+    delivery, first, other = Delivery("hpc-executor-test"), new_request(1), new_request(2)
+    entered, release, other_came = threading.Event(), threading.Event(), threading.Event()
+    heard: list[Any] = []
+
+    def hear(request: Request, news: Any) -> None:
+        if request is other:
+            other_came.set()
+            return
+        if not heard:
+            entered.set()
+            assert release.wait(PATIENCE)
+        heard.append(news)
+
+    monkeypatch.setattr(module, "deliver", hear)
+    for _ in range(3):
+        delivery.start()
+    delivery.put([(first, 1)])
+    assert entered.wait(PATIENCE)
+    delivery.put([(first, 2), (first, 3), (other, 0)])
+    assert other_came.wait(PATIENCE)
+    assert heard == []
+    release.set()
+    delivery.close()
+    delivery.join()
+    assert heard == [1, 2, 3]
