@@ -170,7 +170,7 @@ class Workload:
 
 def has_died_by_kill(error: BaseException | None) -> bool:
     """Whether it says that SIGKILL has ended the task: of a call, or of a program."""
-    return type(error) in (TaskDied, ProgramFailed) and error.returncode == -signal.SIGKILL  # type: ignore[union-attr]
+    return type(error) in (TaskDied, ProgramFailed) and error.returncode == -signal.SIGKILL  # type: ignore[union-attr]  # both have it
 
 
 def describe(job: Job) -> str:
@@ -535,7 +535,7 @@ class Soak:
         began = time.monotonic()
         try:
             if self.workload.jobs:
-                self.executor.kill_workers()  # type: ignore[attr-defined]
+                self.executor.kill_workers()  # type: ignore[attr-defined]  # new in 3.14's Executor
             self.executor.shutdown()
             self.crew.close()
         except subprocess.TimeoutExpired as error:

@@ -52,7 +52,7 @@ class Functions:
 
     def _pickle(self, function: Callable[..., Any]) -> bytes:
         try:
-            return cloudpickle.dumps(function, protocol=5)  # type: ignore[no-any-return]
+            return cloudpickle.dumps(function, protocol=5)  # type: ignore[no-any-return]  # has no types
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 raise
