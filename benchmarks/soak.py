@@ -535,7 +535,7 @@ class Soak:
         began = time.monotonic()
         try:
             if self.workload.jobs:
-                self.executor.kill_workers()  # type: ignore[attr-defined]  # new in 3.14's Executor
+                self.executor.kill_workers()
             self.executor.shutdown()
             self.crew.close()
         except subprocess.TimeoutExpired as error:

@@ -86,9 +86,9 @@ class HandmadeAgent:
 
     def next(self, kind: type[Order]) -> Order:
         """The next order of this kind; those before it are forgotten."""
-        found = self.until(lambda: [each for each in self.orders if isinstance(each, kind)])[0]
+        found: Order = self.until(lambda: [each for each in self.orders if isinstance(each, kind)])[0]
         del self.orders[: self.orders.index(found) + 1]
-        return found  # type: ignore[no-any-return]  # of a stub
+        return found
 
     def report(self, *reports: protocol.Report) -> None:
         """Say it as a real agent would, and wait until the hub has it."""

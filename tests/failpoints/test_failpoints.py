@@ -49,7 +49,7 @@ FAR_AHEAD = {"worker_agent.interpreters:LOOK_AHEAD": 1000.0}
 def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     """The runs of all tests of this module that were asked for."""
     mine = [item for item in request.session.items if item.fspath == request.node.fspath]
-    wanted = [item.callspec.params["case"] for item in mine if hasattr(item, "callspec")]  # type: ignore[attr-defined]
+    wanted = [item.callspec.params["case"] for item in mine if isinstance(item, pytest.Function)]
     made = Runs(wanted, tmp_path_factory.mktemp("f"))
     yield made
     made.close()

@@ -288,7 +288,10 @@ def kill(futures: dict[str, Any], name: str) -> None:
     """Kill a task, once it runs."""
     if name in futures:
         started = ["started", name]
-        runs = lambda: futures[name].done() or started in [words[:2] for words in read_history()]  # noqa: E731  asked once
+
+        def runs() -> bool:
+            return futures[name].done() or started in [words[:2] for words in read_history()]
+
         wait_until(runs, f"{name} never starts")
         try:
             futures[name].kill()
@@ -320,7 +323,7 @@ def describe_error(error: Exception) -> str:
     """What has to be the same in each run: the text, or the status of a process that nobody else has ended."""
     if isinstance(error, ValueError):
         return str(error)
-    return str(error.returncode) if type(error).__name__ in ("TaskDied", "ProgramFailed") else ""  # type: ignore  # by name
+    return str(getattr(error, "returncode", "")) if type(error).__name__ in ("TaskDied", "ProgramFailed") else ""
 
 
 def children() -> list[int]:
