@@ -170,7 +170,7 @@ class Workload:
 
 def has_died_by_kill(error: BaseException | None) -> bool:
     """Whether it says that SIGKILL has ended the task: of a call, or of a program."""
-    return type(error) in (TaskDied, ProgramFailed) and error.returncode == -signal.SIGKILL  # type: ignore[union-attr]  # both have it
+    return type(error) in (TaskDied, ProgramFailed) and error.returncode == -signal.SIGKILL
 
 
 def describe(job: Job) -> str:

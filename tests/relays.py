@@ -91,7 +91,7 @@ class Relay:
         while not self._ending:
             ready = self._selector.select(None if self._idle is None else _NO_TIME)
             for key, _ in ready:
-                self._on_ready(key.fileobj)  # type: ignore[arg-type]
+                self._on_ready(key.fileobj)
             if self._idle is not None and self._ways and time.monotonic() > self._last + self._idle:
                 self.dropped += 1
                 self._drop_all()

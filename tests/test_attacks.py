@@ -109,7 +109,7 @@ def gate(tmp_path: Path) -> Iterator[Any]:
     gate.close()
 
 
-class KeepingContext(zmq.Context):  # type: ignore[type-arg]
+class KeepingContext(zmq.Context):
     """Keeps its sockets until it is destroyed."""
 
     kept: list[Any] = []

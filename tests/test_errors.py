@@ -99,7 +99,7 @@ def test_an_exception_travels_with_all_that_it_knows(error: BaseException, trave
 @pytest.mark.parametrize("error", [marked(error) for error in examples()])
 def test_notes_and_attributes_of_others_travel_as_well(error: BaseException) -> None:
     error.add_note("seen on node7")
-    error.ticket = 42  # type: ignore[attr-defined]
+    error.ticket = 42
     arrived = pickle.loads(pickle.dumps(error))
     assert known(arrived) == known(error)
     assert arrived.__notes__ == ["seen on node7"]

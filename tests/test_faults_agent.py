@@ -667,7 +667,7 @@ class Proxy:
     def __init__(self, endpoint: str) -> None:
         import socket
 
-        self._target = re.fullmatch(r"tcp://(.*):(\d+)", endpoint).groups()  # type: ignore[union-attr]
+        self._target = re.fullmatch(r"tcp://(.*):(\d+)", endpoint).groups()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.endpoint = f"tcp://127.0.0.1:{self._listener.getsockname()[1]}"
         self._open: list[Any] = []
@@ -883,9 +883,9 @@ def test_an_agent_whose_monotonic_clock_is_another_keeps_its_lease(
     broken_agent(executor.invite(1, host="127.0.0.1"), "", *before)
     held = executor.submit(pass_gate, *gate.paths)
     [pid] = gate.wait_arrivals()
-    worker = next(iter(executor._hub._agents))  # type: ignore[union-attr]
-    joined = worker.member.heard  # type: ignore[union-attr]
-    wait_until(lambda: worker.member.heard > joined + 2)  # type: ignore[union-attr]  # longer than lease and patience
+    worker = next(iter(executor._hub._agents))
+    joined = worker.member.heard
+    wait_until(lambda: worker.member.heard > joined + 2)
     gate.open()
     assert (outcome(held), held.attempt) == (pid, 1)
     executor.shutdown()  # unshare(1) hears no signals

@@ -259,7 +259,7 @@ def test_results_that_nobody_reads_stall_no_agent_and_go_with_their_futures(new_
     assert {len(future.result()) for future in futures} == {10**6}
     futures.clear()
     wait_until(lambda: resident() - before < 100 * 10**6)
-    stores = executor._hub.directories.stores  # type: ignore[union-attr]
+    stores = executor._hub.directories.stores
     wait_until(lambda: not any(entry.stat().st_size > 10**5 for store in stores for entry in os.scandir(store)))
 
 

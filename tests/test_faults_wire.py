@@ -50,7 +50,7 @@ def test_an_agent_that_takes_nothing_gets_no_more_than_its_credit_and_others_go_
     futures = [executor.submit(len, bytes(4096)) for _ in range(10_000)]
     most = 2 * DEEPEST
     wait_until(lambda: sum(not future.done() for future in futures) <= most)
-    links = [worker.member.link for worker in executor._hub._agents]  # type: ignore[union-attr]
+    links = [worker.member.link for worker in executor._hub._agents]
     assert all(each._unacked_bytes <= link.WINDOW for each in links)
     assert outcome(executor.submit(pow, 2, 3)) == 8
     os.kill(stopped, signal.SIGCONT)
@@ -68,9 +68,9 @@ def test_a_stopped_agent_takes_no_more_of_large_orders_than_its_window(
     os.kill(agent_of(pid), signal.SIGSTOP)
     long = ["sh", "-c", "echo $#", *["x" * 10**5] * 10]
     futures = [executor.submit(Program(long)) for _ in range(29)]
-    [worker] = executor._hub._agents  # type: ignore[union-attr]
-    wait_until(lambda: worker.member.link._unacked_bytes > link.WINDOW // 2)  # type: ignore[union-attr]
-    assert worker.member.link._unacked_bytes <= link.WINDOW + 2 * 10**6  # type: ignore[union-attr]
+    [worker] = executor._hub._agents
+    wait_until(lambda: worker.member.link._unacked_bytes > link.WINDOW // 2)
+    assert worker.member.link._unacked_bytes <= link.WINDOW + 2 * 10**6
     os.kill(agent_of(pid), signal.SIGCONT)
     gate.open()
     assert {outcome(future).stdout for future in futures} == {"9\n"}

@@ -131,7 +131,7 @@ def test_an_action_can_stop_another_that_is_ready_in_the_same_round(
             loop.unwatch(read)
 
     for read, write in pipes:
-        loop.watch(read, lambda own=read: call(own))  # type: ignore[misc]
+        loop.watch(read, lambda own=read: call(own))
         os.write(write, b"x")
     loop.run_once()
     assert calls == ["one of them"]
@@ -140,7 +140,7 @@ def test_an_action_can_stop_another_that_is_ready_in_the_same_round(
 def test_all_that_is_ready_is_called_in_one_round(loop: Loop, make_pipe: Callable[[], Pipe], calls: list[str]) -> None:
     for name in "abc":
         read, write = make_pipe()
-        loop.watch(read, lambda name=name: calls.append(name))  # type: ignore[misc]
+        loop.watch(read, lambda name=name: calls.append(name))
         os.write(write, b"x")
     loop.run_once()
     assert sorted(calls) == ["a", "b", "c"]
@@ -164,7 +164,7 @@ def test_timers_are_called_in_the_order_of_their_times_and_then_of_their_making(
     loop: Loop, clock: Clock, calls: list[str]
 ) -> None:
     for name, seconds in (("c", 3.0), ("a", 1.0), ("b1", 2.0), ("b2", 2.0), ("later", 99.0)):
-        loop.call_in(seconds, lambda name=name: calls.append(name))  # type: ignore[misc]
+        loop.call_in(seconds, lambda name=name: calls.append(name))
     clock.now += 10
     loop.run_once(wait=False)
     assert calls == ["a", "b1", "b2", "c"]

@@ -49,7 +49,7 @@ class Site:
 
     def epochs(self) -> list[int]:
         """Of the agents that belong to the hub now, by their numbers: what else is in an epoch cannot be guessed."""
-        return [member.epoch >> 40 for member in self.executor._hub._agents._members]  # type: ignore[union-attr]
+        return [member.epoch >> 40 for member in self.executor._hub._agents._members]
 
     def wait_joined(self, count: int) -> None:
         """Until so many agents belong to the hub."""

@@ -254,7 +254,7 @@ def test_what_a_task_had_used_is_told_however_it_ended(executor: HPCExecutor, ga
     assert future.usage is not None
     assert 0.1 <= future.usage.cpu_time < 1
     assert MB < future.usage.max_rss < 500 * MB
-    assert future.submitted <= future.started < future.ended <= time.time()  # type: ignore[operator]
+    assert future.submitted <= future.started < future.ended <= time.time()
     assert (future.pid, future.host) == (pid, socket.gethostname())
 
 

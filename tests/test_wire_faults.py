@@ -43,7 +43,7 @@ def port_of(invitation: Invitation) -> int:
 
 def epochs(executor: HPCExecutor) -> list[int]:
     """Of the agents that belong to the hub now, by their numbers: what else is in an epoch cannot be guessed."""
-    return [member.epoch >> 40 for member in executor._hub._agents._members]  # type: ignore[union-attr]
+    return [member.epoch >> 40 for member in executor._hub._agents._members]
 
 
 def check_each_ran_once(executor: HPCExecutor, path: Path) -> None:
