@@ -14,7 +14,6 @@ import os
 import resource
 import secrets
 import select
-import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -62,8 +61,6 @@ class Worker:
     slots: int
     started: float
     member: Member | None = None
-    #: when the agent's own process began, if it runs on this machine: with its pid that is it and nobody else
-    began: int | None = None
     functions: set[int] = field(default_factory=set)
     environments: set[int] = field(default_factory=set)
     #: if it does not see our files
@@ -367,7 +364,6 @@ class Agents:
             return
         self._workers[worker.id] = worker
         leased = worker.launch is None
-        worker.began = None if leased else processes.start_time(hello.pid)
         worker.member, welcome = self._members.join(hello, worker.id, route, frame.clock, now, leased=leased)
         self._send(route, welcome)
         yield Joined(worker)
@@ -390,12 +386,10 @@ class Agents:
         return self._network.may_join(hello.launch, hello.process, now) if route.user and self._network else ""
 
     def _on_end(self, worker: Worker) -> Gone:
-        """Its supervisor has ended, so nothing of it runs any more; if that was killed itself, we see to it."""
+        """Its supervisor has ended, and with it all that it ran."""
         assert worker.launch is not None
         process = worker.launch.process
         worker.launch.wait(STOP_PATIENCE)
-        if worker.member is not None:
-            _end_orphan(worker.member.hello.pid, worker.began)
         where = f"{worker.host or 'this machine'} (process {process.pid})"
         text = worker.launch.log_tail()
         self._forget(worker)
@@ -488,17 +482,6 @@ def _check_descriptors(count: int) -> None:
     needed = count + DESCRIPTORS
     if allowed != resource.RLIM_INFINITY and allowed < needed:
         raise ListenError(f"{count} agents need {needed} open files, and this process may have {allowed}: ulimit -n")
-
-
-def _end_orphan(pid: int, began: int | None) -> None:
-    """An agent that has lost its supervisor ends by itself, unless it stands still: its tasks are about to run anew."""
-    if began is None or processes.start_time(pid) != began:
-        return
-    pids = [*processes.descendants(pid), pid]
-    processes.kill_tree(pid, signal.SIGKILL)
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
-    processes.wait_for_ends(pids, STOP_PATIENCE)
 
 
 def _mismatch(hello: protocol.Hello) -> str:

@@ -14,6 +14,8 @@ _SCRIPT = os.path.abspath(interpreter.__file__)
 #: The longest path that a unix socket can have.
 _SOCKET_PATH_LIMIT = 107
 _LOG_TAIL = 4000
+#: Seconds that processes whose supervisor was killed may take to end once they are killed too.
+_ORPHANS_PATIENCE = 5.0
 
 
 class SessionDirectories:
@@ -67,11 +69,16 @@ class Launch:
         self.process.send_signal(processes.END_AT_ONCE)
 
     def wait(self, timeout: float) -> bool:
-        """Whether the agent has ended, within ``timeout`` seconds."""
+        """Whether the agent has ended, within ``timeout`` seconds, and nothing of it runs any more.
+
+        Its supervisor sees to that; if that was killed itself, we do.
+        """
         try:
-            self.process.wait(timeout)
+            status = self.process.wait(timeout)
         except subprocess.TimeoutExpired:
             return False
+        if status < 0:
+            processes.end_marked(processes.AGENT, self.id, _ORPHANS_PATIENCE)
         return True
 
     def close(self) -> None:
@@ -97,6 +104,7 @@ def launch(session: str, own: SessionDirectories, slots: int) -> Launch:
         process = subprocess.Popen(
             [sys.executable, "-E", "-P", _SCRIPT, "agent", *processes.this_python()], stdin=subprocess.PIPE,
             stdout=stderr, stderr=stderr, cwd="/", start_new_session=True,
+            env={**os.environ, processes.AGENT: connection.launch},
         )  # fmt: skip
     pidfd = os.pidfd_open(process.pid)
     assert process.stdin is not None

@@ -318,6 +318,35 @@ def test_cancel_and_kill_are_answered_though_the_agent_dies(make, gate):
     assert wait(queued, timeout=20).not_done == set()
 
 
+@pytest.mark.parametrize("others", [["agent"], ["agent", "template"]], ids="-".join)
+def test_what_ran_has_ended_though_all_that_would_see_to_it_is_killed(make, gate, others, tmp_path):
+    """C1. With the supervisor go those that it watches: programs, and what calls have started, have lost everybody."""
+    executor = make(2)
+    call = executor.submit(start_and_pass_gate, *gate.paths, tmp_path / "below")
+    program = executor.submit(Program(["sh", "-c", LIKE_THE_CALL, "sh", *gate.paths, str(tmp_path / "below")]))
+    first = gate.wait_arrivals(2)
+    below = [int(line) for line in (tmp_path / "below").read_text().split()]
+    assert len(below) == 2
+    victims = [PARTS[part](executor) for part in (*others, "supervisor")]
+    for victim in (victims[-1], *victims[:-1]):
+        kill(victim)
+    gate.wait_arrivals(2)
+    assert all(map(gone, [*first, *below])), "an attempt is still alive while the next one runs"
+    gate.open_wide()
+    assert call.result(timeout=20) == "done"
+    assert program.result(timeout=20).returncode == 0
+
+
+#: A process in a session of its own, which nobody waits for; then the gate.
+LIKE_THE_CALL = 'setsid sleep 600 & echo $! >>"$3"; echo $$ >"$1"; head -c 1 "$2" >/dev/null'
+
+
+def start_and_pass_gate(arrivals, tokens, below):
+    with open(below, "a") as file:
+        print(subprocess.Popen(["sleep", "600"], start_new_session=True).pid, file=file)
+    return pass_gate(arrivals, tokens, "done")
+
+
 # ---- the client
 
 

@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from worker_agent.processes import (
+    _has_ended,
     children,
     cpu_quota,
     descendants,
+    end_marked,
     kill_group,
     kill_tree,
     pidfd_alive,
@@ -254,6 +256,50 @@ def test_kill_tree_of_a_process_that_is_gone_does_nothing():
     with script("") as process:
         process.wait()
         kill_tree(process.pid)
+
+
+def test_all_below_has_ended_when_we_are_told_so():
+    """The grandchild takes a while: its memory is freed first. Its parent, which is not waited for, dies before it."""
+    source = """
+        import os, signal, subprocess, sys
+        from worker_agent.processes import become_subreaper, descendants, end_all_below
+        become_subreaper()
+        hog = "b = bytearray(400_000_000); print(flush=True); input()"
+        parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {hog!r}])"
+        child = subprocess.Popen([sys.executable, "-c", parent], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        child.stdout.readline()
+        below = descendants(os.getpid())
+        end_all_below(20)
+        print(len(below), *(open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[0] == "Z" for pid in below))
+    """
+    with script(source) as process:
+        assert process.stdout.readline().split() == [b"2", b"True", b"True"]
+
+
+def test_processes_are_found_by_what_they_carry_though_their_parents_are_gone():
+    """Also what is below them and has cleaned its own environment; and nobody else."""
+    source = """
+        import os, subprocess, sys
+        if os.fork() == 0:
+            os.setsid()
+            env = {**os.environ, "HPC_MARK": sys.argv[0]}
+            first = subprocess.Popen(["sh", "-c", "env -i sleep 600 & echo $!; wait"], env=env, stdout=subprocess.PIPE)
+            below = int(first.stdout.readline())
+            other = subprocess.Popen(["sleep", "600"], env={**env, "HPC_MARK": "-cc"})
+            print(first.pid, below, other.pid, flush=True)
+            os._exit(0)
+        os.wait()
+        print(flush=True)
+        input()
+    """
+    with script(source) as process:
+        first, below, other = line(process)
+        line(process)
+        try:
+            end_marked("HPC_MARK", "-c", PATIENCE)
+            assert [_has_ended(pid) for pid in (first, below, other)] == [True, True, False]
+        finally:
+            os.kill(other, signal.SIGKILL)
 
 
 def test_kill_group_says_whether_there_was_a_group():

@@ -301,9 +301,7 @@ class Agent:
             self._leave("")
 
     def _end_processes(self) -> None:
-        children = self._children.pids()
-        processes.kill_tree(os.getpid(), signal.SIGKILL)
-        processes.wait_for_ends(children, FENCE_PATIENCE)
+        processes.end_all_below(FENCE_PATIENCE)
 
     def _flush(self) -> None:
         """Send what there is to say; while small tasks follow each other, at most once in ``GATHER`` seconds."""
@@ -337,7 +335,8 @@ class Agent:
         if order.raw:
             raw = {os.fsdecode(name): os.fsdecode(text) for name, text in order.raw}
             order = msgspec.structs.replace(order, env={**raw, **order.env}, raw=[])
-        self._environments[order.environment] = order
+        env = {**order.env, processes.AGENT: self._connection.launch}
+        self._environments[order.environment] = msgspec.structs.replace(order, env=env)
 
     def _on_define(self, order: protocol.Define) -> None:
         self._functions[order.function] = order.body

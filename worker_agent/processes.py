@@ -21,13 +21,16 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 
 __all__ = [
-    "END_AT_ONCE", "OwnChildren", "become_subreaper", "children", "cpu_quota", "descendants", "kill_group",
-    "kill_tree", "pidfd_alive", "say", "set_parent_death_signal", "start_time", "this_python", "usable_cpus",
-    "version_of", "wait_for_ends",
+    "AGENT", "END_AT_ONCE", "OwnChildren", "become_subreaper", "children", "cpu_quota", "descendants", "end_all_below",
+    "end_marked", "kill_group", "kill_tree", "pidfd_alive", "say", "set_parent_death_signal", "start_time",
+    "this_python", "usable_cpus", "version_of", "wait_for_ends",
 ]  # fmt: skip
 
 #: The signal by which a supervisor ends its agent at once. (SIGTERM lets the agent leave in its own time.)
 END_AT_ONCE = signal.SIGUSR1
+
+#: The variable by which the processes of an agent can be found when all their parents are dead: its launch.
+AGENT = "HPC_AGENT"
 
 # <linux/prctl.h>
 _PR_SET_PDEATHSIG = 1
@@ -279,6 +282,39 @@ def _send(pid: int, sig: int) -> None:
     # Gone is what we want; and a set-uid program, which is beyond our reach, must not save its whole tree.
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(pid, sig)
+
+
+def end_all_below(seconds: float) -> None:
+    """Kill all that is below this process, a subreaper, and wait until it has ended, but not longer than so."""
+    end = time.monotonic() + seconds
+    while (left := [pid for pid in descendants(os.getpid()) if not _has_ended(pid)]) and time.monotonic() < end:
+        kill_tree(os.getpid())
+        wait_for_ends(left, end - time.monotonic())
+
+
+def end_marked(name: str, value: str, seconds: float) -> None:
+    """Kill all processes that began with this variable, and what is below them, and wait as :func:`end_all_below`.
+
+    So does Jenkins find what a build has left ("ProcessTreeKiller"); who has cleaned its environment escapes.
+    """
+    end = time.monotonic() + seconds
+    while (left := _marked(f"{name}={value}".encode())) and time.monotonic() < end:
+        left += [each for pid in left for each in descendants(pid)]
+        for pid in left:
+            kill_tree(pid)
+            _send(pid, signal.SIGKILL)
+        wait_for_ends(left, end - time.monotonic())
+
+
+def _marked(mark: bytes) -> list[int]:
+    """Processes that live and have this among their variables."""
+    found = []
+    for name in filter(str.isdecimal, os.listdir("/proc")):
+        # Those of others may not be read; a zombie has none left.
+        with contextlib.suppress(OSError), open(f"/proc/{name}/environ", "rb") as file:
+            if mark in file.read().split(b"\0"):
+                found.append(int(name))
+    return [pid for pid in found if pid != os.getpid()]
 
 
 def wait_for_ends(pids: Iterable[int], seconds: float) -> None:
