@@ -12,8 +12,6 @@ attempt notes its beginning and end, each result is compared with what was submi
 
 import argparse
 import contextlib
-import ctypes
-import json
 import logging
 import os
 import random
@@ -25,22 +23,19 @@ import sys
 import tempfile
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from benchmarks import soak_tasks
-from benchmarks.soak_relay import Relay
+from benchmarks.soak_faults import LEASE, Crew, Faults, local_agents
+from benchmarks.soak_gauge import MIB, Gauge, give_back
 from executor import CAPTURE, HPCExecutor, Program, ProgramFailed, TaskDied
-from executor.agents import Invitation
-from worker_agent import processes
 
-#: Seconds of an invited agent's lease; the hub's patience is half as long again.
-LEASE = 4.0
-#: Local agents that are started, and invited ones that there should be.
-LOCAL, INVITED = 2, 2
+#: Local agents.
+LOCAL = 2
 #: Tasks that are there at a time.
 OUTSTANDING = 16
 #: Seconds after which a task counts as lost: a stopped local agent is given 45, and its tasks may meet the next one.
@@ -49,15 +44,8 @@ PATIENCE = 240.0
 TURN = 0.05
 #: All processes of this run inherit it.
 MARK = "HPC_SOAK"
-MIB = 1 << 20
-_libc = ctypes.CDLL(None)
 #: Bytes that a task is given and gives back, and how often.
 SIZES = {1: 30, 100: 30, 10_000: 20, 300_000: 8, 3 * MIB: 4, 64 * MIB: 0.25}
-#: What grows by less than this over the whole run is noise: an allocator that has seen 64 MiB, an agent that has just
-#: begun to run calls, which takes 13 descriptors for the template and its queues.
-NOISE = {"MiB": 16.0, "files": 16.0}
-#: Growth in percent of the mean that an hour may show.
-LIMIT = 1.0
 
 
 # ---- the workload
@@ -178,270 +166,6 @@ def describe(job: Job) -> str:
     return f"{job.kind} of {len(job.data)} bytes, noted: {soak_tasks.notes(job.path)[-6:]}"
 
 
-# ---- the agents that were invited
-
-
-class Crew:
-    """Agents that join through the relay, and are invited again when they have gone."""
-
-    def __init__(self, executor: HPCExecutor, directory: Path) -> None:
-        self._executor, self._directory = executor, directory
-        self.relay = self._relay()
-        self.agents: list[subprocess.Popen[bytes]] = []
-        self.ended: Counter[str] = Counter()
-        self._logs: dict[int, Path] = {}
-
-    def _relay(self) -> Relay:
-        [endpoint] = self._executor.invite(host="127.0.0.1").endpoints
-        return Relay(int(endpoint.rpartition(":")[2]))
-
-    def fill_up(self) -> None:
-        """Invite as many as have gone."""
-        for agent in [agent for agent in self.agents if agent.poll() is not None]:
-            self.agents.remove(agent)
-            lines = self._logs[agent.pid].read_text().splitlines()
-            self.ended[lines[-1] if agent.returncode == 1 and lines else f"status {agent.returncode}"] += 1
-        while len(self.agents) < INVITED:
-            self._invite()
-
-    def _invite(self) -> None:
-        path = self._directory / f"invitation-{secrets.token_hex(4)}"
-        self._write(self._executor.invite(host="127.0.0.1"), path)
-        log = path.with_suffix(".log")
-        with log.open("wb") as stderr:
-            command = [sys.executable, "-m", "worker_agent", str(path)]
-            self.agents.append(subprocess.Popen(command, stderr=stderr, stdout=stderr))
-        self._logs[self.agents[-1].pid] = log
-
-    def _write(self, invitation: Invitation, path: Path) -> None:
-        fields = json.loads(Path(invitation.path).read_bytes())
-        os.unlink(invitation.path)  # they would be many
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
-            json.dump({**fields, "endpoints": [self.relay.endpoint], "slots": 2}, file)
-
-    def pids(self) -> list[int]:
-        """The agents themselves; what was started are their supervisors."""
-        return [pid for agent in self.agents if agent.poll() is None for pid in processes.children(agent.pid)]
-
-    def close(self) -> None:
-        """All have left, if the executor has ended."""
-        for agent in self.agents:
-            try:
-                agent.wait(20)
-            except subprocess.TimeoutExpired:
-                agent.terminate()
-                agent.wait()
-                raise
-        self.relay.close()
-
-
-# ---- the faults
-
-
-class Faults:
-    """Each kind comes at random times, by its own mean; what a fault begins another moment ends."""
-
-    def __init__(self, workload: Workload, executor: HPCExecutor, crew: Crew, chance: random.Random) -> None:
-        self._workload, self._executor, self._crew, self._chance = workload, executor, crew, chance
-        self.counts: Counter[str] = Counter()
-        self._busy: set[int] = set()
-        self._held_up = False
-        self._later: list[tuple[float, Callable[[], object]]] = []
-        means: dict[Callable[[], object], float] = {
-            self.kill_a_task: 3, self.kill_a_local_agent: 25, self.kill_an_invited_agent: 25,
-            self.kill_a_supervisor: 40, self.stop_shortly: 10, self.stop_for_long: 30, self.stop_a_local_one: 150,
-            self.drop: 8, self.freeze: 20, self.cut_shortly: 12, self.cut_for_long: 30,
-        }  # fmt: skip
-        self._means = means
-        self._next = {fault: time.monotonic() + chance.expovariate(1 / mean) for fault, mean in means.items()}
-
-    def take_turn(self) -> None:
-        """Do what is due."""
-        now = time.monotonic()
-        for due in [each for each in self._later if each[0] <= now]:
-            self._later.remove(due)
-            due[1]()
-        for fault, at in self._next.items():
-            if at <= now:
-                self._next[fault] = now + self._chance.expovariate(1 / self._means[fault])
-                if fault() is not False:
-                    self.counts[fault.__name__.replace("_", " ")] += 1
-        self._workload.kill_victims()
-
-    def end(self) -> None:
-        """All is well again."""
-        self._next.clear()
-        while self._later:
-            self._later.pop()[1]()
-
-    def _after(self, seconds: float, action: Callable[[], object]) -> None:
-        self._later.append((time.monotonic() + seconds, action))
-
-    def kill_a_task(self) -> None:
-        """Its interpreter, or the program; it is submitted for that."""
-        self._workload.submit(victim=True)
-
-    # --- agents -------------------------------------------------------------------------------------------------------
-
-    def kill_a_local_agent(self) -> bool:
-        """``kill -9``. The first one is spared, so that there is one to watch for growth."""
-        return self._kill(local_agents(self._executor)[1:])
-
-    def kill_an_invited_agent(self) -> bool:
-        """Without its supervisor."""
-        return self._kill(self._crew.pids()[1:])
-
-    def kill_a_supervisor(self) -> bool:
-        """Of an agent that was invited or not."""
-        agents = [*local_agents(self._executor)[1:], *self._crew.pids()[1:]]
-        return self._kill([parent for pid in agents if (parent := parent_of(pid)) > 1])
-
-    def _kill(self, pids: list[int]) -> bool:
-        pids = [pid for pid in pids if pid not in self._busy]
-        return bool(pids) and send(self._chance.choice(pids), signal.SIGKILL)
-
-    def stop_shortly(self) -> bool:
-        """Ctrl-Z of any agent, for less than the lease."""
-        return self._stop([*local_agents(self._executor), *self._crew.pids()], LEASE / 3)
-
-    def stop_a_local_one(self) -> bool:
-        """For longer than the hub waits; it ends it then."""
-        return self._stop(local_agents(self._executor)[1:], 60.0)
-
-    def _stop(self, pids: list[int], seconds: float) -> bool:
-        pids = [pid for pid in pids if pid not in self._busy]
-        if not pids:
-            return False
-        pid = self._chance.choice(pids)
-        self._busy.add(pid)
-        self._after(seconds, lambda: self._wake([pid]))
-        return send(pid, signal.SIGSTOP)
-
-    def stop_for_long(self) -> bool:
-        """An agent elsewhere with all that runs there, as if its machine were suspended: it is fenced when it wakes.
-
-        What is below it gets no SIGCONT for a while: the agent has to end it, and we must not be faster.
-        """
-        free = [pid for pid in self._crew.pids()[1:] if pid not in self._busy]
-        if not free:
-            return False
-        pid = self._chance.choice(free)
-        self._busy.add(pid)
-        below = [each for each in processes.descendants(pid) if send(each, signal.SIGSTOP)]
-        send(pid, signal.SIGSTOP)
-        below += [each for each in processes.descendants(pid) if each not in below and send(each, signal.SIGSTOP)]
-        began = {each: soak_tasks.began_at(each) for each in below}
-        self._after(2 * LEASE, lambda: self._wake([pid]))
-        self._after(
-            2 * LEASE + 5, lambda: self._wake([each for each in below if soak_tasks.began_at(each) == began[each]])
-        )
-        return True
-
-    def _wake(self, pids: Iterable[int]) -> None:
-        for pid in pids:
-            self._busy.discard(pid)
-            send(pid, signal.SIGCONT)
-
-    # --- the network --------------------------------------------------------------------------------------------------
-
-    def drop(self) -> None:
-        """All connections, and both ends learn of it."""
-        self._crew.relay.drop()
-
-    def freeze(self) -> None:
-        """As a firewall that has forgotten all connections."""
-        self._crew.relay.freeze()
-
-    def cut_shortly(self) -> bool:
-        """Less than the lease."""
-        return self._cut(LEASE / 3)
-
-    def cut_for_long(self) -> bool:
-        """More than the hub's patience."""
-        return self._cut(2 * LEASE)
-
-    def _cut(self, seconds: float) -> bool:
-        if self._held_up:
-            return False
-        self._held_up = True
-        self._crew.relay.hold_up()
-        self._after(seconds, self._heal)
-        return True
-
-    def _heal(self) -> None:
-        self._held_up = False
-        self._crew.relay.go_on()
-
-
-def local_agents(executor: HPCExecutor) -> list[int]:
-    """The agents of this machine that have joined, the oldest first."""
-    return [worker.pid for worker in executor.workers() if worker.local]
-
-
-def parent_of(pid: int) -> int:
-    """Its parent; 0 if it is gone."""
-    fields = soak_tasks.stat_of(pid)
-    return int(fields[1]) if fields else 0
-
-
-def send(pid: int, number: int) -> bool:
-    """Send a signal; whether there was somebody."""
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-# ---- growth
-
-
-class Gauge:
-    """Memory and open files of one process over time: the least of ten seconds each, as peaks are no growth."""
-
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
-        self._values: dict[str, list[tuple[float, float]]] = {unit: [] for unit in NOISE}
-
-    def read(self, now: float) -> None:
-        """Take note, if the process is there."""
-        try:
-            with open(f"/proc/{self.pid}/statm") as file:
-                resident = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / MIB
-            found = {"MiB": resident, "files": float(len(os.listdir(f"/proc/{self.pid}/fd")))}
-        except OSError:
-            return
-        for unit, value in found.items():
-            values = self._values[unit]
-            if values and now < values[-1][0] + 10.0:
-                values[-1] = (values[-1][0], min(values[-1][1], value))
-            else:
-                values.append((now, value))
-
-    def verdicts(self, name: str) -> Iterable[tuple[bool, str]]:
-        """Per unit: whether it is flat after the warm-up (a quarter of the time), and the figure in words."""
-        for unit, values in self._values.items():
-            steady = values[len(values) // 4 :]
-            if len(steady) < 4:
-                yield True, f"{name} {unit}: too short to say"
-                continue
-            slope, mean = slope_of(steady), sum(value for _, value in steady) / len(steady)
-            grown, percent = slope * (steady[-1][0] - steady[0][0]), 100 * 3600 * slope / mean
-            flat = percent < LIMIT or grown < NOISE[unit]
-            words = (
-                f"{name} {unit}: mean {mean:.1f}, {slope * 3600:+.1f} an hour ({percent:+.1f} %), {grown:+.1f} in all"
-            )
-            yield flat, f"{words}: {'flat' if flat else 'GROWS'}"
-
-
-def slope_of(points: Sequence[tuple[float, float]]) -> float:
-    """Of the straight line through the points."""
-    x = sum(point[0] for point in points) / len(points)
-    y = sum(point[1] for point in points) / len(points)
-    square = sum((point[0] - x) ** 2 for point in points)
-    return sum((point[0] - x) * (point[1] - y) for point in points) / square if square else 0.0
-
-
 # ---- the run
 
 
@@ -515,7 +239,7 @@ class Soak:
         """Whether this process has little to hold. Each task is there twice, also pickled. Frees what libc keeps."""
         if sum(len(job.data) for job in self.workload.jobs) > MIB:
             return False
-        _libc.malloc_trim(0)
+        give_back()
         return True
 
     def _end(self) -> None:
