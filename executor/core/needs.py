@@ -1,0 +1,36 @@
+"""What a task needs: amounts of resources, a lifetime, whole nodes. Values, compared and hashed, never changed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from worker_agent.pools import UNIT
+
+#: How the parts of an indexed resource are chosen when it has groups; "!" waits for the fewest groups possible.
+POLICIES: Final = ("compact", "compact!", "tight", "tight!", "scatter")
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """So many units of one resource; None: all of it, whatever that is."""
+
+    name: str
+    amount: int | None
+    policy: str = "compact"
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """One way to run a task: what it needs at once, sorted by name, without zeros.
+
+    ``seconds`` is the time that its agent has to live at least. ``nodes`` above 0: so many whole agents of one group.
+    """
+
+    needs: tuple[Need, ...] = ()
+    seconds: float = 0.0
+    nodes: int = 0
+
+
+#: What a task needs that says nothing.
+ONE_CPU: Final = Needs((Need("cpus", UNIT),))
