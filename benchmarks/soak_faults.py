@@ -16,7 +16,7 @@ from typing import Protocol
 from benchmarks import soak_tasks
 from benchmarks.soak_relay import Relay
 from executor import HPCExecutor
-from executor.agents import Invitation
+from executor.invitations import Invitation
 from worker_agent import processes
 
 #: Seconds of an invited agent's lease; the hub's patience is half as long again.

@@ -10,25 +10,22 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import resource
 import secrets
 import select
-import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import zmq
 
 from executor import local
-from executor.core.members import Member, Members
+from executor.core.members import Members
 from executor.core.model import WorkerId
-from executor.errors import ListenError
-from executor.network import Network, SparingLog
-from executor.transfers import Transfers
-from worker_agent import processes, protocol
+from executor.invitations import Invitations
+from executor.network import SparingLog
+from executor.strangers import Strangers, mismatch
+from executor.worker import Event, Gone, Joined, Reported, Worker
+from worker_agent import protocol
 
 log = logging.getLogger("executor")
 
@@ -36,45 +33,14 @@ log = logging.getLogger("executor")
 LAUNCH_PATIENCE = 60.0
 #: Seconds until an agent that could not be started is tried again: descriptors or processes may be had by then.
 LAUNCH_AGAIN = 1.0
-#: Descriptors that this process needs beside one for each agent that connects.
-DESCRIPTORS = 64
 #: Seconds that an agent may take to leave when all is done, beyond the grace of its tasks.
 STOP_PATIENCE = 5.0
 #: Bytes of the longest hello.
 HELLO_LIMIT = 4096
-#: Seconds between two answers to somebody who has not joined: who asks and never reads would fill our memory.
-ANSWER_EVERY = 0.1
 #: Seconds that a registration over the network lasts at least: no lease is shorter.
 STAY = 1.0
 #: Of an epoch, so many bits are drawn.
 _SECRET_BITS = 40
-#: So many strangers are remembered.
-_STRANGERS = 1000
-
-
-@dataclass(slots=True, eq=False)
-class Worker:
-    """An agent: started here, and then joined; or invited (``launch`` is None). What it knows is not told again."""
-
-    id: WorkerId
-    launch: local.Launch | None
-    slots: int
-    started: float
-    member: Member | None = None
-    functions: set[int] = field(default_factory=set)
-    environments: set[int] = field(default_factory=set)
-    #: if it does not see our files
-    transfers: Transfers | None = None
-
-    @property
-    def host(self) -> str:
-        """Where it runs; "" before it has joined."""
-        return self.member.hello.host if self.member is not None else ""
-
-    def send(self, order: protocol.Order) -> None:
-        """With the next frame, if it has joined."""
-        if self.member is not None:
-            self.member.link.send(order)
 
 
 class Route(NamedTuple):
@@ -82,55 +48,6 @@ class Route(NamedTuple):
 
     identity: bytes
     user: str
-
-
-@dataclass(frozen=True, slots=True)
-class Invitation:
-    """A file by which agents may join: ``python -P -m worker_agent FILE``, here or where the file was brought to.
-
-    Whoever has the file may run code as you: it is private (0600), and to be kept so.
-    """
-
-    path: str
-    launch: str
-    endpoints: tuple[str, ...]
-
-    def __fspath__(self) -> str:
-        return self.path
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerInfo:
-    """An agent that has joined: its host and process, how many tasks it runs at a time, whether it was started here."""
-
-    host: str
-    pid: int
-    slots: int
-    local: bool
-
-
-class Joined(NamedTuple):
-    """An agent has joined."""
-
-    worker: Worker
-
-
-class Reported(NamedTuple):
-    """An agent says something."""
-
-    worker: Worker
-    reports: list[protocol.Report]
-
-
-class Gone(NamedTuple):
-    """An agent and all that it ran have ended; why, and the end of its log."""
-
-    worker: Worker
-    reason: str
-    log: str
-
-
-Event = Joined | Reported | Gone
 
 
 class Agents:
@@ -147,15 +64,10 @@ class Agents:
         self._by_pidfd: dict[int, Worker] = {}
         self._ended: list[Worker] = []
         self._numbers = iter(range(1, 2**62)).__next__
-        self._network: Network | None = None
-        self._endpoints: list[str] = []
         #: when to start agents that could not be started, and with how many slots
         self._owed: list[tuple[float, int]] = []
-        #: those whose files are there, because somebody may still join by them
-        self._invitations: dict[str, Invitation] = {}
         self._log = SparingLog()
-        #: when somebody who has not joined was last answered, and about what
-        self._answered: dict[tuple[Route, str], float] = {}
+        self._strangers = Strangers()
         #: what was opened, to be closed in turn, though the next thing could not be opened
         self._opened = contextlib.ExitStack()
 
@@ -167,10 +79,12 @@ class Agents:
 
     def open(self, slots: Sequence[int]) -> None:
         """Listen, and start an agent here for each number of slots."""
-        self._context = zmq.Context()
-        self._opened.callback(self._context.term)
-        self._socket = self._context.socket(zmq.ROUTER)
+        context = zmq.Context()
+        self._opened.callback(context.term)
+        self._socket = context.socket(zmq.ROUTER)
         self._opened.callback(self._socket.close)
+        self.invitations = Invitations(context, self._session, self._directories, self._epoll)
+        self._opened.callback(self.invitations.close)
         for option, value in ((zmq.LINGER, 0), (zmq.ROUTER_MANDATORY, 1), (zmq.SNDHWM, 0), (zmq.RCVHWM, 0)):
             self._socket.setsockopt(option, value)
         self._socket.bind(f"ipc://{self._directories.endpoint_path}")
@@ -202,59 +116,13 @@ class Agents:
             else:
                 self.replace(slots)
 
-    def invite(
-        self, count: int, seconds: float, host: str | None, port: int | None, imports: list[str]
-    ) -> Invitation:
-        """Let ``count`` agents join over the network that have the ``imports``, within ``seconds``.
-
-        Raises ListenError, NetworkUnsafe.
-        """
-        _check_descriptors(count)
-        network = self._network or self._listen(host, port)
-        launch = secrets.token_hex(8)
-        public, secret = network.grant(launch, count, time.monotonic() + seconds)
-        connection = protocol.Connection(
-            protocol=protocol.PROTOCOL, endpoints=self._endpoints, session=self._session, launch=launch, client_pid=0,
-            client_start=0, directory=self._directories.main, stores=self._directories.stores, slots=0,
-            path=local.absolute_path(), imports=imports, server_key=network.server_key.decode(),
-            public_key=public.decode(), secret_key=secret.decode(),
-        )  # fmt: skip
-        path = self._directories.write_private(f"invitation-{launch}.json", protocol.write_connection(connection))
-        invitation = self._invitations[launch] = Invitation(path, launch, tuple(self._endpoints))
-        return invitation
-
-    def revoke(self, launch: str) -> None:
-        """Nobody joins by this invitation any more."""
-        if self._network is not None:
-            self._network.close_launch(launch)
-
-    def _remove_used_invitations(self, now: float) -> None:
-        """A file by which nobody may join any more would only be lying about."""
-        for launch, invitation in list(self._invitations.items()):
-            if self._network is None or self._network.open_until(launch) < now:
-                del self._invitations[launch]
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(invitation.path)
-
-    def _listen(self, host: str | None, port: int | None) -> Network:
-        network = Network(self._context)
-        try:
-            self._endpoints = network.listen(host, port)
-            network.self_test()
-        except BaseException:
-            network.close()
-            raise
-        self._network = network
-        for fd in network.fds():
-            self._epoll.register(fd, select.EPOLLIN)
-        return network
-
     # --- what they say ------------------------------------------------------------------------------------------------
 
     def has_mail(self) -> bool:
         """Whether :meth:`receive` has something that no descriptor announces."""
         local_mail = bool(int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
-        return local_mail or (self._network is not None and self._network.has_mail())
+        network = self.invitations.network
+        return local_mail or (network is not None and network.has_mail())
 
     def on_ready(self, fd: int) -> None:
         """A descriptor is ready; if it is that of a process, this has ended."""
@@ -266,8 +134,8 @@ class Agents:
         yield from self._receive_frames(now)
         if self._owed:
             self._replace_owed(now)
-        if self._invitations:
-            self._remove_used_invitations(now)
+        if self.invitations.network is not None:
+            self.invitations.remove_used(now)
         while self._ended:
             yield self._on_end(self._ended.pop())
         for worker in self:
@@ -284,9 +152,10 @@ class Agents:
                 self._log.warning("parts", "a message of several parts was dropped")
                 continue
             yield from self._on_data(Route(identity, ""), data, now)
-        if self._network is not None:
-            self._network.answer_zap(now)
-            for identity, user, data in self._network.receive():
+        network = self.invitations.network
+        if network is not None:
+            network.answer_zap(now)
+            for identity, user, data in network.receive():
                 yield from self._on_data(Route(identity, user), data, now)
 
     def _on_data(self, route: Route, data: bytes, now: float) -> Iterator[Event]:
@@ -294,7 +163,7 @@ class Agents:
             frame = protocol.decode_reports(data)
         except protocol.ProtocolError as error:
             self._log.warning(f"garbled {route.user}", "a frame was dropped: %.300s", error)
-            if isinstance(error, protocol.OtherProtocol) and self._may_answer(route, "refusal", now):
+            if isinstance(error, protocol.OtherProtocol) and self._strangers.may_answer(route, "refusal", now):
                 self._send(route, self._members.refuse("", str(error)))
             return
         if frame.session != self._session:
@@ -302,19 +171,10 @@ class Agents:
         elif frame.epoch == 0 and len(data) > HELLO_LIMIT:
             self._log.warning(f"long {route.user}", "a hello of %d bytes was dropped", len(data))
         elif frame.epoch == 0:
-            if self._may_answer(route, "hello", now):
+            if self._strangers.may_answer(route, "hello", now):
                 yield from self._on_hello(route, frame, now)
         else:
             yield from self._on_frame(route, frame, now)
-
-    def _may_answer(self, route: Route, about: str, now: float) -> bool:
-        """Whether somebody who has not joined is heard again."""
-        if now < self._answered.get((route, about), 0.0) + ANSWER_EVERY:
-            return False
-        if len(self._answered) >= _STRANGERS:
-            self._answered.clear()
-        self._answered[route, about] = now
-        return True
 
     def _on_frame(self, route: Route, frame: protocol.Reports, now: float) -> Iterator[Event]:
         known = self._members.of_epoch(frame.epoch)
@@ -328,7 +188,7 @@ class Agents:
             self._log.warning(f"garbled {route.user}", "a message was dropped: %.300s", error)
             return
         if member is None:
-            if self._may_answer(route, "fence", now):
+            if self._strangers.may_answer(route, "fence", now):
                 self._send(route, self._members.fence(frame.epoch))
             return
         worker = self._workers[member.worker]
@@ -381,9 +241,10 @@ class Agents:
             return "its launch is unknown"
         if worker.member is not None:
             return "another agent has joined with this launch"
-        if mismatch := _mismatch(hello):
-            return mismatch
-        return self._network.may_join(hello.launch, hello.process, now) if route.user and self._network else ""
+        if difference := mismatch(hello):
+            return difference
+        network = self.invitations.network
+        return network.may_join(hello.launch, hello.process, now) if route.user and network is not None else ""
 
     def _on_end(self, worker: Worker) -> Gone:
         """Its supervisor has ended, and with it all that it ran."""
@@ -436,19 +297,16 @@ class Agents:
 
     def due(self) -> float | None:
         """When :meth:`flush` and :meth:`receive` have something to do, if nothing else happens."""
-        times = [self._members.due(), *map(self._open_until, self._invitations), *(at for at, _ in self._owed)]
+        times = [self._members.due(), self.invitations.due(), *(at for at, _ in self._owed)]
         due = min((time for time in times if time is not None), default=None)
         if any(worker.launch is not None and worker.member is None for worker in self):
             return min(due or time.monotonic() + 1.0, time.monotonic() + 1.0)
         return due
 
-    def _open_until(self, launch: str) -> float | None:
-        return self._network.open_until(launch) if self._network is not None else None
-
     def _send(self, route: Route, frame: bytes) -> None:
         if route.user:
-            assert self._network is not None
-            self._network.send(route.identity, frame)
+            assert self.invitations.network is not None
+            self.invitations.network.send(route.identity, frame)
             return
         try:
             self._socket.send(route.identity, zmq.SNDMORE)
@@ -471,27 +329,4 @@ class Agents:
 
     def close(self) -> None:
         """Listen no more."""
-        if self._network is not None:
-            self._network.close()
         self._opened.close()
-
-
-def _check_descriptors(count: int) -> None:
-    """Raises ListenError if so many agents could not all be connected."""
-    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = count + DESCRIPTORS
-    if allowed != resource.RLIM_INFINITY and allowed < needed:
-        raise ListenError(f"{count} agents need {needed} open files, and this process may have {allowed}: ulimit -n")
-
-
-def _mismatch(hello: protocol.Hello) -> str:
-    """What of an agent does not go with this client; "" if all does."""
-    ours = f"{sys.version_info.major}.{sys.version_info.minor}"
-    if hello.python.split(".")[:2] != ours.split("."):
-        return f"it runs Python {hello.python}, and the client Python {ours}: functions cannot travel between them"
-    pickler = processes.version_of("cloudpickle") if hello.cloudpickle else ""
-    if pickler and hello.cloudpickle.split(".")[0] != pickler.split(".")[0]:
-        return f"it has cloudpickle {hello.cloudpickle}, and the client {pickler}"
-    if hello.missing:
-        return f"it has no module {', '.join(hello.missing)}, which preload names: install it there"
-    return ""

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from typing import Any, NoReturn
 
-from executor.agents import Invitation, WorkerInfo
 from executor.calls import Request, pack_arguments, pack_initializer
 from executor.checks import (
     SHORTEST_LEASE,
@@ -35,9 +34,11 @@ from executor.errors import OptionValueError
 from executor.functions import Function
 from executor.future import TaskFuture
 from executor.hub import Hub
+from executor.invitations import Invitation
 from executor.mapping import chain, results_of
 from executor.options import DEVNULL, Stream, TaskOptions, is_text, make_options
 from executor.program import Program
+from executor.worker import WorkerInfo
 from worker_agent import processes, protocol
 
 if sys.platform != "linux":
@@ -274,7 +275,7 @@ class HPCExecutor(_Tasks):
         with self._lock:
             if not self._open or hub.broken is not None:
                 self._check_open(hub)
-            hub.submit(task)
+            hub.inbox.put(task)
 
     def _check_open(self, hub: Hub | None) -> None:
         if self._forked:

@@ -1,7 +1,7 @@
 """The one background thread: socket, clock, core. It performs what the core wants done and decides nothing.
 
-    any thread --inbox--> Hub._step --> core.Scheduler --effects--> Hub._perform --frames--> agents
-    agents    --frames--> Hub._step --> core.Scheduler --effects--> Hub._perform --news----> Delivery --> futures
+    any thread --Inbox--> Hub._step --> core.Scheduler --effects--> Orders --frames--> agents
+    agents    --frames--> Hub._step --> core.Scheduler --effects--> Unsettled --news--> Delivery --> futures
 
 The user's code never runs here. If this thread fails, every future is told before it ends.
 """
@@ -17,22 +17,25 @@ import select
 import signal
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TypeVar
 
 from executor import local
-from executor.agents import STOP_PATIENCE, Agents, Gone, Invitation, Joined, Reported, Worker, WorkerInfo
+from executor.agents import STOP_PATIENCE, Agents
 from executor.calls import Request
 from executor.core import effects
-from executor.core.model import Task, WorkerId
+from executor.core.model import Task
 from executor.core.scheduler import Scheduler
-from executor.delivery import CANCELLED, Delivery, settle_at_once
+from executor.delivery import CANCELLED, Delivery
 from executor.errors import AgentFailed, ExecutorTerminated, InitializerFailed
-from executor.functions import Function, Functions
-from executor.outcome import discard
+from executor.functions import Functions
+from executor.inbox import Inbox
+from executor.invitations import Invitation
+from executor.orders import Orders
 from executor.payloads import Payloads
 from executor.transfers import Transfers, check_error, check_outcome
+from executor.unsettled import Unsettled
+from executor.worker import Gone, Joined, Reported, Worker, WorkerInfo
 from worker_agent import bodies, protocol
 
 log = logging.getLogger("executor")
@@ -41,8 +44,8 @@ log = logging.getLogger("executor")
 LAUNCHES_ALLOWED = 3
 #: Seconds for which new tasks do not wake the hub after it took some that must wait in any case.
 DOZE = 0.001
-#: Functions that are kept although no task needs them.
-FUNCTIONS_KEPT = 1000
+
+_Answer = TypeVar("_Answer")
 
 
 class Hub:
@@ -56,36 +59,28 @@ class Hub:
         self.functions = Functions(self.payloads)
         self.environments: dict[int, protocol.Prepare] = {}
         self.delivery = Delivery("hpc-executor")
+        #: takes new tasks
+        self.inbox = Inbox()
         #: why no more tasks are taken, if so
         self.broken: BaseException | None = None
         self._slots = slots
         self._kill_grace = kill_grace
         self._core = Scheduler()
-        self._inbox: deque[Task | Callable[[], None]] = deque()
-        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._wake_lock = threading.Lock()
-        self._sleeping = False
         #: the last step had new tasks: more may follow
         self._took_tasks = False
         self._closing = False
         self._ended = threading.Event()
         self._gone = threading.Event()
-        #: for the delivery threads, with the end of this step
-        self._news: list[tuple[Request, Any]] = []
         #: tasks that were taken from the inbox and not yet given to the core
         self._batch: list[Task] = []
-        #: all that were taken from the inbox and have no outcome yet: what the core says of one may get lost with us
-        self._unsettled: dict[int, Task] = {}
         #: somebody presses Ctrl-C again: no patience with agents
         self._hurry = False
-        #: what agents would say of tasks that they were never told of
-        self._unsaid: list[tuple[WorkerId, protocol.Report]] = []
-        #: tasks whose payloads are sent in pieces, and where to
-        self._transfers: dict[int, Transfers] = {}
         self._failed_launches = 0
-        self._answers: dict[int, list[queue.SimpleQueue[bool]]] = {}
         self._epoll = select.epoll()
         self._agents = Agents(self.session, self.directories, self._epoll, lease)
+        self._orders = Orders(self._agents, self.environments)
+        self._unsettled = Unsettled(self._orders, self.functions, self.payloads, self.delivery)
+        self._performers = self._orders.performers() | self._unsettled.performers()
         self._thread = threading.Thread(target=self._run, name="hpc-executor-hub", daemon=True)
 
     # --- any thread ---------------------------------------------------------------------------------------------------
@@ -101,45 +96,25 @@ class Hub:
             self.broken = AgentFailed(f"the executor's threads cannot be started: {error}")
             raise self.broken from error
 
-    def submit(self, task: Task) -> None:
-        """A new task."""
-        self._inbox.append(task)
-        if self._sleeping:
-            self._wake()
-
-    def _post(self, action: Callable[[], None]) -> None:
-        self._inbox.append(action)
-        self._wake()
-
-    def _wake(self) -> None:
-        with self._wake_lock:  # once closed, its number may be that of anything
-            if self._wake_fd >= 0:
-                os.eventfd_write(self._wake_fd, 1)
-
     def withdraw(self, task_id: int) -> None:
         """A task was cancelled before it was sent."""
-        self._post(lambda: self._perform(self._core.cancel(task_id)))
+        self.inbox.post(lambda: self._perform(self._core.cancel(task_id)))
 
     def recall(self, task_id: int) -> bool:
         """Fetch a task back that was sent; whether it will never run. Waits for the agent's answer."""
         answer: queue.SimpleQueue[bool] = queue.SimpleQueue()
-        self._post(lambda: self._ask(task_id, answer))
-        while not self._ended.is_set():
-            try:
-                return answer.get(timeout=1.0)
-            except queue.Empty:
-                continue  # the agent is slow, or this hub has ended without an answer
-        return False
+        self.inbox.post(lambda: self._ask(task_id, answer))
+        return self._wait_answer(answer) or False
 
     def kill(self, task_id: int, number: int, grace: float | None) -> None:
         """End a task."""
         patience = self._kill_grace if grace is None else grace
-        self._post(lambda: self._perform(self._core.kill(task_id, number, patience)))
+        self.inbox.post(lambda: self._perform(self._core.kill(task_id, number, patience)))
 
     def close(self) -> None:
         """End when all tasks have ended."""
         self._closing = True
-        self._wake()
+        self.inbox.wake()
 
     @property
     def closing(self) -> bool:
@@ -148,12 +123,12 @@ class Hub:
 
     def cancel_pending(self) -> None:
         """Cancel every task that has not started."""
-        self._post(self._cancel_pending)
+        self.inbox.post(self._cancel_pending)
 
     def terminate(self, number: int, grace: float) -> None:
         """End all tasks and the agents; SIGKILL without grace also if they are being ended already."""
         self._hurry = self._hurry or grace == 0.0
-        self._post(lambda: self._terminate(number, grace))
+        self.inbox.post(lambda: self._terminate(number, grace))
 
     def join(self) -> None:
         """Wait until the hub and its deliveries have ended, unless called from one of their threads."""
@@ -176,24 +151,30 @@ class Hub:
 
         def invite() -> None:
             try:
-                answer.put(self._agents.invite(count, seconds, host, port, imports))
+                answer.put(self._agents.invitations.invite(count, seconds, host, port, imports))
             except Exception as error:
                 answer.put(error)
 
-        self._post(invite)
+        self.inbox.post(invite)
+        given = self._wait_answer(answer)
+        if given is None:
+            raise RuntimeError("the executor has ended")
+        if isinstance(given, Exception):
+            raise given
+        return given
+
+    def _wait_answer(self, answer: queue.SimpleQueue[_Answer]) -> _Answer | None:
+        """What is answered; None if this hub has ended without an answer."""
         while not self._ended.is_set():
             try:
-                given = answer.get(timeout=1.0)
+                return answer.get(timeout=1.0)
             except queue.Empty:
-                continue  # the hub is busy, or has ended without an answer
-            if isinstance(given, Exception):
-                raise given
-            return given
-        raise RuntimeError("the executor has ended")
+                continue  # the hub is busy, or an agent is slow
+        return None
 
     def revoke(self, launch: str) -> None:
         """Nobody joins by this invitation any more."""
-        self._post(lambda: self._agents.revoke(launch))
+        self.inbox.post(lambda: self._agents.invitations.revoke(launch))
 
     def workers(self) -> list[WorkerInfo]:
         """The agents that have joined."""
@@ -223,23 +204,23 @@ class Hub:
 
     def _open(self) -> None:
         self._agents.open(self._slots)
-        self._epoll.register(self._wake_fd, select.EPOLLIN)
+        self._epoll.register(self.inbox.fd, select.EPOLLIN)
 
     def _finished(self) -> bool:
-        return self._closing and not self._inbox and not self._core.tasks
+        return self._closing and not self.inbox.items and not self._core.tasks
 
     def _step(self) -> None:
         self._wait(self.delivery.look_after())
         self._take_inbox()
         self._receive()
         self._agents.flush(time.monotonic())
-        self._hand_over_news()
+        self._unsettled.hand_over_news()
 
     def _wait(self, patience: float | None) -> None:
         dozing = self._took_tasks and self._core.has_backlog
         self._took_tasks = False
-        self._sleeping = not dozing
-        if self._finished() or self._agents.has_mail() or (self._inbox and not dozing):
+        self.inbox.sleeping = not dozing
+        if self._finished() or self._agents.has_mail() or (self.inbox.items and not dozing):
             patience = 0.0
         elif dozing:
             patience = min(patience or DOZE, DOZE)
@@ -248,20 +229,19 @@ class Hub:
             if due is not None:
                 patience = max(0.0, min(due - time.monotonic(), patience or due))
         ready = self._epoll.poll(patience)
-        self._sleeping = False
+        self.inbox.sleeping = False
         for fd, _ in ready:
-            if fd == self._wake_fd:
+            if fd == self.inbox.fd:
                 os.eventfd_read(fd)
             else:
                 self._agents.on_ready(fd)
 
     def _take_inbox(self) -> None:
-        tasks = self._batch
-        for _ in range(len(self._inbox)):
-            item = self._inbox.popleft()
+        tasks, items = self._batch, self.inbox.items
+        for _ in range(len(items)):
+            item = items.popleft()
             if isinstance(item, Task):
-                self._unsettled[item.id] = item
-                self._count_function(item, 1)
+                self._unsettled.add(item)
                 tasks.append(item)
                 self._took_tasks = True
             else:
@@ -274,7 +254,7 @@ class Hub:
             return
         if self.broken is not None:
             for task in tasks:
-                self._settle(task, self.broken)
+                self._unsettled.settle(task, self.broken)
         else:
             self._perform(self._core.submit(tasks))
         tasks.clear()
@@ -298,7 +278,7 @@ class Hub:
             return
 
         def fail(finished: protocol.Finished) -> None:  # in the midst of sending: later
-            self._inbox.append(lambda: self._perform(self._core.receive(worker.id, [finished])))
+            self.inbox.items.append(lambda: self._perform(self._core.receive(worker.id, [finished])))
 
         worker.transfers = Transfers(worker.member.link, self.directories.stores, fail)
 
@@ -333,142 +313,18 @@ class Hub:
         prepared = self.environments.get(environment)
         return prepared is not None and prepared.initializer is not None
 
-    def _hand_over_news(self) -> None:
-        if self._news:
-            self.delivery.put(self._news)
-            self._news = []
-
     # --- effects ------------------------------------------------------------------------------------------------------
 
     def _perform(self, wanted: list[effects.Effect]) -> None:
         while wanted:
             for effect in wanted:
-                self._performers[type(effect)](self, effect)
+                self._performers[type(effect)](effect)
             wanted = self._report_unsaid()
 
     def _report_unsaid(self) -> list[effects.Effect]:
         """Tasks that were cancelled before they were sent: they never reach the agent, so its answer is known."""
-        unsaid, self._unsaid = self._unsaid, []
+        unsaid, self._orders.unsaid = self._orders.unsaid, []
         return [effect for worker, report in unsaid for effect in self._core.receive(worker, [report])]
-
-    def _on_start(self, effect: effects.Start) -> None:
-        worker, task = self._agents[effect.worker], effect.task
-        request: Request = task.body
-        if not request.future.claim(task.attempt, worker.host):
-            self._unsaid.append((effect.worker, protocol.Finished(task.id, task.attempt, protocol.KILLED)))
-            return
-        function = request.function
-        if function is not None and function.id not in worker.functions:
-            worker.functions.add(function.id)
-            worker.send(protocol.Define(function.id, function.body))
-        run = protocol.Run(effect.lane, task.id, task.attempt, request.order_body(), request.settings)
-        if worker.transfers is not None and (payloads := request.payloads()):
-            self._transfers[task.id] = worker.transfers
-            worker.transfers.send(run, payloads)
-        else:
-            worker.send(run)
-
-    def _on_open(self, effect: effects.OpenLane) -> None:
-        worker = self._agents[effect.worker]
-        if effect.environment not in worker.environments:
-            worker.environments.add(effect.environment)
-            worker.send(self.environments[effect.environment])
-        worker.send(protocol.Open(effect.lane, effect.environment, effect.width))
-
-    def _on_resize(self, effect: effects.ResizeLane) -> None:
-        self._agents[effect.worker].send(protocol.Resize(effect.lane, effect.width))
-
-    def _on_close(self, effect: effects.CloseLane) -> None:
-        self._agents[effect.worker].send(protocol.Close(effect.lane))
-
-    def _withdraw(self, worker: WorkerId, task: Task, report: protocol.Report) -> bool:
-        """Whether the task's order waits for its payloads; it does no more, and ``report`` is the agent's answer."""
-        transfers = self._transfers.get(task.id)
-        if transfers is None or not transfers.withdraw(task.id):
-            return False
-        self._unsaid.append((worker, report))
-        return True
-
-    def _on_recall(self, effect: effects.RecallTask) -> None:
-        task = effect.task
-        if self._withdraw(effect.worker, task, protocol.Recalled(task.id, task.attempt, given_back=True)):
-            return
-        self._agents[effect.worker].send(protocol.Recall(effect.task.id, effect.task.attempt))
-
-    def _on_kill(self, effect: effects.KillTask) -> None:
-        task = effect.task
-        if self._withdraw(effect.worker, task, protocol.Finished(task.id, task.attempt, protocol.KILLED)):
-            return
-        order = protocol.Kill(effect.task.id, effect.task.attempt, effect.signal, effect.grace)
-        self._agents[effect.worker].send(order)
-
-    def _on_tell(self, effect: effects.Tell) -> None:
-        effect.task.body.told = True
-        self._news.append((effect.task.body, effect.news))
-
-    def _on_resolve(self, effect: effects.Resolve) -> None:
-        self._settle(effect.task, effect.outcome)
-
-    def _on_requeue(self, effect: effects.Requeue) -> None:
-        self._end_transfer(effect.task)
-        effect.task.body.future.unclaim()
-
-    def _on_discard(self, effect: effects.Discard) -> None:
-        discard(effect.report)
-
-    def _on_answer(self, effect: effects.Answer) -> None:
-        for answer in self._answers.pop(effect.task.id, []):
-            answer.put(effect.cancelled)
-        if effect.cancelled:
-            self._release(effect.task)
-
-    _performers: dict[type[Any], Callable[[Hub, Any], None]] = {
-        effects.Start: _on_start,
-        effects.OpenLane: _on_open,
-        effects.ResizeLane: _on_resize,
-        effects.CloseLane: _on_close,
-        effects.RecallTask: _on_recall,
-        effects.KillTask: _on_kill,
-        effects.Tell: _on_tell,
-        effects.Resolve: _on_resolve,
-        effects.Answer: _on_answer,
-        effects.Requeue: _on_requeue,
-        effects.Discard: _on_discard,
-    }
-
-    def _settle(self, task: Task, outcome: object) -> None:
-        if type(outcome) is not protocol.Finished or not settle_at_once(task.body, outcome):
-            self._news.append((task.body, outcome))
-        self._release(task)
-
-    def _end_transfer(self, task: Task) -> None:
-        if self._transfers and (transfers := self._transfers.pop(task.id, None)) is not None:
-            transfers.done(task.id)
-
-    def _release(self, task: Task) -> None:
-        """The task needs its arguments and its function no longer."""
-        self._end_transfer(task)
-        self._unsettled.pop(task.id, None)
-        self._count_function(task, -1)
-        request: Request = task.body
-        if request.buffers or type(request.args) is protocol.Stored:
-            for stored in request.stored():
-                self.payloads.release(stored)
-        task.body = None
-
-    def _count_function(self, task: Task, change: int) -> None:
-        function: Function | None = task.body.function
-        if function is not None:
-            function.users += change
-            if function.users == 0:
-                self._forget_functions(self.functions.drop_idle(FUNCTIONS_KEPT))
-
-    def _forget_functions(self, numbers: list[int]) -> None:
-        for worker in self._agents:
-            known = [number for number in numbers if number in worker.functions]
-            if known:
-                worker.functions.difference_update(known)
-                worker.send(protocol.Forget(known))
 
     # --- wishes -------------------------------------------------------------------------------------------------------
 
@@ -476,14 +332,14 @@ class Hub:
         if task_id not in self._core.tasks:
             answer.put(False)
             return
-        self._answers.setdefault(task_id, []).append(answer)
+        self._unsettled.add_answer(task_id, answer)
         self._perform(self._core.cancel(task_id))
 
     def _cancel_pending(self) -> None:
         for task in list(self._core.tasks.values()):
             request: Request = task.body
             if request.future.mark_cancelled():
-                self._news.append((request, CANCELLED))
+                self._unsettled.news.append((request, CANCELLED))
                 self._perform(self._core.cancel(task.id))
 
     def _terminate(self, number: int, grace: float) -> None:
@@ -493,7 +349,7 @@ class Hub:
         self._closing = True
         for task in list(self._core.tasks.values()):
             text = f"terminate_workers() or kill_workers() has ended {task.body.future!r}"
-            self._settle(task, ExecutorTerminated(text))
+            self._unsettled.settle(task, ExecutorTerminated(text))
         self._core = Scheduler()
 
     # --- agents -------------------------------------------------------------------------------------------------------
@@ -519,23 +375,11 @@ class Hub:
         """The executor is broken: every future gets an exception of its own, and no more tasks are taken."""
         error.__cause__ = error.__cause__ or cause
         self.broken = error
-        self._take_waiting_tasks()
-        for task in list(self._unsettled.values()):
-            own = type(error)(*error.args)
-            own.__cause__ = error.__cause__
-            self._settle(task, own)
-        self._core = Scheduler()
-        for answers in self._answers.values():
-            for answer in answers:
-                answer.put(False)
-        self._answers.clear()
-
-    def _take_waiting_tasks(self) -> None:
-        for item in [*self._batch, *self._inbox]:
-            if isinstance(item, Task):
-                self._unsettled[item.id] = item
+        for task in self.inbox.take_tasks():
+            self._unsettled.add(task)
         self._batch.clear()
-        self._inbox.clear()
+        self._unsettled.fail(error)
+        self._core = Scheduler()
 
     def _stop_agents(self) -> None:
         waited_for = [worker for worker in self._agents if worker.member is not None]
@@ -546,8 +390,8 @@ class Hub:
             self._agents.flush(time.monotonic())
             due = self._agents.due()
             patience = min(left, 3600.0) if due is None else min(left, max(0.0, due - time.monotonic()))
-            if any(fd == self._wake_fd for fd, _ in self._epoll.poll(patience)):
-                os.eventfd_read(self._wake_fd)
+            if any(fd == self.inbox.fd for fd, _ in self._epoll.poll(patience)):
+                os.eventfd_read(self.inbox.fd)
             self._receive()  # last words
             joined = set(self._agents)
             waited_for = [each for each in waited_for if each in joined and not (each.launch and each.launch.wait(0))]
@@ -558,7 +402,7 @@ class Hub:
             steps.callback(self._give_back)
             steps.callback(self._agents.close)
             steps.callback(self.delivery.close)
-            steps.callback(self._hand_over_news)
+            steps.callback(self._unsettled.hand_over_news)
             steps.callback(self._ended.set)
             self._closing = True
             self.broken = self.broken or AgentFailed("the executor has ended")
@@ -567,11 +411,9 @@ class Hub:
     def _give_back(self) -> None:
         """What was made before the thread started."""
         self._epoll.close()
-        with self._wake_lock:
-            os.close(self._wake_fd)
-            self._wake_fd = -1
+        self.inbox.close()
         self.directories.remove()
 
     def _fail_leftovers(self) -> None:
-        if self._unsettled or self._inbox:
+        if self._unsettled or self.inbox.items:
             self._fail(AgentFailed("the executor has ended"), None)

@@ -72,7 +72,6 @@ class _Grant:
 
     count: int
     expires: float
-    key: bytes = field(repr=False)
     processes: set[str] = field(default_factory=set)
 
 
@@ -89,7 +88,8 @@ class Network:
         #: the key with which we test ourselves: refused like any, but no news
         self._stranger = b""
         self._log = SparingLog()
-        self._endpoints: list[str] = []
+        #: at which agents reach us, once we listen
+        self.endpoints: list[str] = []
         self._router: zmq.Socket[Any] | None = None
         self._zap = context.socket(zmq.ROUTER)
         self._zap.setsockopt(zmq.LINGER, 0)
@@ -116,8 +116,8 @@ class Network:
                 router.close()
                 raise
             self._router = router
-            self._endpoints = [addresses.endpoint(each, number) for each in addresses.addresses_for_others(address)]
-        return list(self._endpoints)
+            self.endpoints = [addresses.endpoint(each, number) for each in addresses.addresses_for_others(address)]
+        return list(self.endpoints)
 
     def _make_router(self) -> zmq.Socket[Any]:
         router: zmq.Socket[Any] = self._context.socket(zmq.ROUTER)
@@ -144,18 +144,11 @@ class Network:
         if launch in self._grants:
             raise ValueError(f"launch {launch} has a key already")
         public, secret = zmq.curve_keypair()
-        key = z85.decode(public)
-        self._grants[launch] = _Grant(count, expires, key)
-        self._launch_of_key[key] = launch
+        self._grants[launch] = _Grant(count, expires)
+        self._launch_of_key[z85.decode(public)] = launch
         return public, secret
 
     def revoke(self, launch: str) -> None:
-        """Nobody joins under this launch any more, and what those say who have is dropped."""
-        grant = self._grants.pop(launch, None)
-        if grant is not None:
-            del self._launch_of_key[grant.key]
-
-    def close_launch(self, launch: str) -> None:
         """Nobody joins under this launch any more; those who have may stay and connect anew."""
         grant = self._grants.get(launch)
         if grant is not None:
@@ -170,7 +163,7 @@ class Network:
         """Why this process may not join under the launch; empty if it may, and it counts from now on."""
         grant = self._grants.get(launch)
         if grant is None:
-            return f"launch {launch} is unknown or was revoked"
+            return f"launch {launch} is unknown"
         if process in grant.processes:
             return ""
         if now > grant.expires:
@@ -199,7 +192,7 @@ class Network:
             return self._refuse(address, "without a key")
         launch = self._launch_of_key.get(credentials[0], "")
         if not launch:
-            return self._refuse(address, "its key is unknown or was revoked", quiet=credentials[0] == self._stranger)
+            return self._refuse(address, "its key is unknown", quiet=credentials[0] == self._stranger)
         grant = self._grants[launch]
         if now > grant.expires and not grant.processes:
             return self._refuse(address, f"launch {launch} has expired")
@@ -218,7 +211,7 @@ class Network:
         while self._router is not None and (parts := _receive(self._router)):
             launch = str(parts[-1].get("User-Id"))
             if launch not in self._grants:
-                self._log.warning(f"late {launch}", "a message of launch %s was dropped: it was revoked", launch)
+                self._log.warning(f"unknown {launch}", "a message of launch %s was dropped: there is none", launch)
             elif len(parts) != 2 or not len(parts[1]):
                 self._log.warning(f"parts {launch}", "a message of launch %s was dropped: %d parts", launch, len(parts))
             else:

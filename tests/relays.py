@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from executor.agents import Invitation
+from executor.invitations import Invitation
 
 #: Makes of some bytes those that are carried on in their stead; bytes of the agent have ``up`` true.
 Change = Callable[[bytes, bool], Iterable[bytes]]

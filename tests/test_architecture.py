@@ -104,7 +104,7 @@ def test_imports_go_down_only() -> None:
 LAYERS = [
     ["executor"],
     ["executor.executor"],
-    ["executor.hub"],
+    ["executor.hub", "executor.inbox", "executor.orders", "executor.unsettled"],
     modules("executor.core"),
     ["worker_agent.protocol"],
 ]
@@ -123,11 +123,15 @@ def test_nothing_below_a_layer_imports_it(level: int) -> None:
         ("executor", set()),
         ("executor.executor", {"executor"}),
         ("executor.hub", {"executor.executor"}),
+        ("executor.inbox", {"executor.hub"}),
+        ("executor.orders", {"executor.hub", "executor.unsettled"}),
+        ("executor.unsettled", {"executor.hub"}),
         ("executor.core.scheduler", {"executor.hub"}),
-        ("executor.local", {"executor.hub", "executor.agents"}),
-        ("executor.agents", {"executor.executor", "executor.hub"}),
-        ("executor.network", {"executor.agents"}),
-        ("executor.delivery", {"executor.hub"}),
+        ("executor.local", {"executor.hub", "executor.agents", "executor.invitations", "executor.worker"}),
+        ("executor.agents", {"executor.hub", "executor.orders"}),
+        ("executor.strangers", {"executor.agents"}),
+        ("executor.network", {"executor.agents", "executor.invitations"}),
+        ("executor.delivery", {"executor.hub", "executor.unsettled"}),
     ],
 )
 def test_a_module_with_few_users_keeps_them_few(name: str, importers: set[str]) -> None:

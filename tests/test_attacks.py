@@ -129,7 +129,7 @@ def context() -> Iterator[zmq.Context[Any]]:
 
 def endpoint_of(pool: HPCExecutor) -> str:
     assert pool._hub is not None
-    return pool._hub._agents._endpoints[0]
+    return network_of(pool).endpoints[0]
 
 
 def port_of(pool: HPCExecutor) -> int:
@@ -138,7 +138,7 @@ def port_of(pool: HPCExecutor) -> int:
 
 def network_of(pool: HPCExecutor) -> Any:
     assert pool._hub is not None
-    return pool._hub._agents._network
+    return pool._hub._agents.invitations.network
 
 
 def run_task(agent: HandmadeAgent, pool: HPCExecutor, *task: Any) -> tuple[Any, Run]:

@@ -119,7 +119,7 @@ def paced(pool: HPCExecutor, inputs: Iterator[bytes], count: int) -> Iterator[by
 def test_bytes_of_strangers_harm_nobody(pool: HPCExecutor) -> None:
     """Of each connection the greeting is right, or half right; what follows is not."""
     assert pool._hub is not None
-    port = int(pool._hub._agents._endpoints[0].rpartition(":")[2])
+    port = int(pool._hub._agents.invitations.network.endpoints[0].rpartition(":")[2])
     inputs, dice = paced(pool, mutants(11, good_frames()), STRANGE), random.Random(12)
     while say_until_hung_up(port, inputs, dice):
         continue

@@ -25,7 +25,7 @@ from test_agents import agent_of
 from waiting import wait_gone, wait_until
 
 from executor import CAPTURE, HPCExecutor, Program
-from executor.agents import Invitation
+from executor.invitations import Invitation
 from worker_agent.processes import children
 
 pytestmark = pytest.mark.heavy

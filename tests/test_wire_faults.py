@@ -20,7 +20,7 @@ from test_invited import Join, join
 from waiting import announced, wait_until
 
 from executor import HPCExecutor
-from executor.agents import Invitation
+from executor.invitations import Invitation
 
 pytestmark = pytest.mark.heavy
 

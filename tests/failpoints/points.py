@@ -49,7 +49,7 @@ class Point(NamedTuple):
 #: The client: what is sent, received, acknowledged, started and settled there.
 CLIENT = (
     Point("main", "executor.local:SessionDirectories.__init__"),
-    Point("main", "executor.hub:Hub.submit", "before", 12),
+    Point("main", "executor.inbox:Inbox.put", "before", 12),
     Point("main", "worker_agent.store:store"),
     Point("main", "executor.hub:Hub.recall"),
     Point("main", "executor.hub:Hub.kill"),
@@ -68,8 +68,8 @@ CLIENT = (
     Point("hub", "executor.core.scheduler:Scheduler.receive", "after", 6),
     Point("hub", "executor.core.scheduler:Scheduler.cancel", "after"),
     Point("hub", "executor.future:TaskFuture.claim", "before", 5),
-    Point("hub", "executor.hub:Hub._settle", "before", 5),
-    Point("hub", "executor.hub:Hub._hand_over_news", "before", 10),
+    Point("hub", "executor.unsettled:Unsettled.settle", "before", 5),
+    Point("hub", "executor.unsettled:Unsettled.hand_over_news", "before", 10),
     Point("hub", "executor.hub:Hub._stop_agents"),
     Point("hub", "executor.agents:Agents.close"),
     Point("delivery", "executor.outcome:unpack", "before", 3),

@@ -1,0 +1,105 @@
+"""Orders: what the core wants of agents, as messages to them.
+
+    core.Scheduler --effects--> Orders --orders--> Worker --> agent
+
+A task whose payloads are still on the way to its agent is taken back here: the agent has not heard of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from executor.agents import Agents
+from executor.calls import Request
+from executor.core import effects
+from executor.core.model import Task, WorkerId
+from executor.transfers import Transfers
+from worker_agent import protocol
+
+
+class Orders:
+    """Tells the agents what they are to do. Used from the hub's thread only."""
+
+    def __init__(self, agents: Agents, environments: Mapping[int, protocol.Prepare]) -> None:
+        """``environments`` by their numbers; more come."""
+        self._agents = agents
+        self._environments = environments
+        #: tasks whose payloads are sent in pieces, and where to
+        self._transfers: dict[int, Transfers] = {}
+        #: what agents would say of tasks that they were never told of
+        self.unsaid: list[tuple[WorkerId, protocol.Report]] = []
+
+    def performers(self) -> dict[type[Any], Callable[[Any], None]]:
+        """What performs which effect."""
+        return {
+            effects.Start: self._on_start,
+            effects.OpenLane: self._on_open,
+            effects.ResizeLane: self._on_resize,
+            effects.CloseLane: self._on_close,
+            effects.RecallTask: self._on_recall,
+            effects.KillTask: self._on_kill,
+        }
+
+    def _on_start(self, effect: effects.Start) -> None:
+        worker, task = self._agents[effect.worker], effect.task
+        request: Request = task.body
+        if not request.future.claim(task.attempt, worker.host):
+            self.unsaid.append((effect.worker, protocol.Finished(task.id, task.attempt, protocol.KILLED)))
+            return
+        function = request.function
+        if function is not None and function.id not in worker.functions:
+            worker.functions.add(function.id)
+            worker.send(protocol.Define(function.id, function.body))
+        run = protocol.Run(effect.lane, task.id, task.attempt, request.order_body(), request.settings)
+        if worker.transfers is not None and (payloads := request.payloads()):
+            self._transfers[task.id] = worker.transfers
+            worker.transfers.send(run, payloads)
+        else:
+            worker.send(run)
+
+    def _on_open(self, effect: effects.OpenLane) -> None:
+        worker = self._agents[effect.worker]
+        if effect.environment not in worker.environments:
+            worker.environments.add(effect.environment)
+            worker.send(self._environments[effect.environment])
+        worker.send(protocol.Open(effect.lane, effect.environment, effect.width))
+
+    def _on_resize(self, effect: effects.ResizeLane) -> None:
+        self._agents[effect.worker].send(protocol.Resize(effect.lane, effect.width))
+
+    def _on_close(self, effect: effects.CloseLane) -> None:
+        self._agents[effect.worker].send(protocol.Close(effect.lane))
+
+    def _on_recall(self, effect: effects.RecallTask) -> None:
+        task = effect.task
+        if self._withdraw(effect.worker, task, protocol.Recalled(task.id, task.attempt, given_back=True)):
+            return
+        self._agents[effect.worker].send(protocol.Recall(task.id, task.attempt))
+
+    def _on_kill(self, effect: effects.KillTask) -> None:
+        task = effect.task
+        if self._withdraw(effect.worker, task, protocol.Finished(task.id, task.attempt, protocol.KILLED)):
+            return
+        self._agents[effect.worker].send(protocol.Kill(task.id, task.attempt, effect.signal, effect.grace))
+
+    def _withdraw(self, worker: WorkerId, task: Task, report: protocol.Report) -> bool:
+        """Whether the task's order waits for its payloads; it does no more, and ``report`` is the agent's answer."""
+        transfers = self._transfers.get(task.id)
+        if transfers is None or not transfers.withdraw(task.id):
+            return False
+        self.unsaid.append((worker, report))
+        return True
+
+    def end_transfer(self, task: Task) -> None:
+        """The agent needs the task's payloads no longer."""
+        if self._transfers and (transfers := self._transfers.pop(task.id, None)) is not None:
+            transfers.done(task.id)
+
+    def forget(self, functions: list[int]) -> None:
+        """No task needs these functions."""
+        for worker in self._agents:
+            known = [number for number in functions if number in worker.functions]
+            if known:
+                worker.functions.difference_update(known)
+                worker.send(protocol.Forget(known))

@@ -1,0 +1,42 @@
+"""Strangers: those who have not joined. How often they are answered, and what they must have in common with us."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Hashable
+
+from worker_agent import processes, protocol
+
+#: Seconds between two answers to the same stranger: who asks and never reads would fill our memory.
+ANSWER_EVERY = 0.1
+#: So many are remembered.
+MOST_REMEMBERED = 1000
+
+
+class Strangers:
+    """Who was answered, when, and about what."""
+
+    def __init__(self) -> None:
+        self._answered: dict[tuple[Hashable, str], float] = {}
+
+    def may_answer(self, route: Hashable, about: str, now: float) -> bool:
+        """Whether the one at the end of the ``route`` has an answer again; if so, it counts as given."""
+        if now < self._answered.get((route, about), 0.0) + ANSWER_EVERY:
+            return False
+        if len(self._answered) >= MOST_REMEMBERED:
+            self._answered.clear()
+        self._answered[route, about] = now
+        return True
+
+
+def mismatch(hello: protocol.Hello) -> str:
+    """What of an agent does not go with this client; "" if all does."""
+    ours = f"{sys.version_info.major}.{sys.version_info.minor}"
+    if hello.python.split(".")[:2] != ours.split("."):
+        return f"it runs Python {hello.python}, and the client Python {ours}: functions cannot travel between them"
+    pickler = processes.version_of("cloudpickle") if hello.cloudpickle else ""
+    if pickler and hello.cloudpickle.split(".")[0] != pickler.split(".")[0]:
+        return f"it has cloudpickle {hello.cloudpickle}, and the client {pickler}"
+    if hello.missing:
+        return f"it has no module {', '.join(hello.missing)}, which preload names: install it there"
+    return ""
