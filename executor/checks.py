@@ -11,13 +11,13 @@ from typing import Any
 
 from executor.options import is_text, parse_duration
 from executor.program import Program
-from worker_agent import processes
+from worker_agent import cgroups
 
 
 def check_workers(max_workers: int | None) -> int:
     """How many tasks run at a time."""
     if max_workers is None:
-        return processes.usable_cpus()
+        return cgroups.usable_cpus()
     if isinstance(max_workers, bool) or not isinstance(max_workers, int):
         raise TypeError(f"max_workers={max_workers!r}: expected an int, or None for all usable CPUs")
     if max_workers <= 0:

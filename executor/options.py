@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import difflib
 import math
-import operator
 import os
 import re
 import reprlib
@@ -19,12 +18,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from enum import Enum
-from fractions import Fraction
 from numbers import Real
 from pathlib import Path
 from typing import Final, TypeAlias
 
 from executor.errors import OptionTypeError, OptionValueError
+from worker_agent.amounts import parse_size, read_count
 
 __all__ = [
     "CAPTURE", "DEVNULL", "FORWARD", "Destination", "Environment", "Stream", "TaskOptions",
@@ -135,7 +134,7 @@ def _shown(name: str, value: object) -> str:
     return name if name == "env" else f"{name}={_repr.repr(value)}"
 
 
-# ---- durations and sizes -----------------------------------------------------------------------------------
+# ---- durations ---------------------------------------------------------------------------------------------
 
 _NUMBER = r"\d+(?:\.\d+)?"
 _UNITS = {  # in the order in which they are written, each at most once
@@ -214,41 +213,7 @@ def _why_no_duration(text: str) -> str:
     return _DURATION_HELP
 
 
-_SIZE = re.compile(rf"(?P<number>{_NUMBER})\s*(?P<prefix>[kmgtp]?)(?P<suffix>i?b)?", re.ASCII | re.IGNORECASE)
-_SIZE_HELP = "expected bytes (4194304) or text such as '4MiB' or '512 KB'"
-
-
-def parse_size(value: object) -> int:
-    """Bytes, 0 or more, from an int or from text such as ``"4MiB"``; a fraction of a byte is dropped.
-
-    Units are as in Slurm and GNU: KiB, MiB, ... and K, M, ... count in 1024, KB, MB, ... in 1000. Case does
-    not matter. Text without a unit is bytes.
-
-    :raises TypeError: neither an int nor text; a bool is not an int here.
-    :raises ValueError: text that is no size, or a negative number.
-    """
-    if not isinstance(value, str):
-        return _read_count(value, _SIZE_HELP)
-    match = _SIZE.fullmatch(value.strip())
-    if match is None or ((match["suffix"] or "").lower() == "ib" and not match["prefix"]):
-        raise ValueError(_SIZE_HELP)
-    thousand = 1000 if (match["suffix"] or "").lower() == "b" else 1024
-    return int(Fraction(match["number"]) * thousand ** " kmgtp".index(match["prefix"].lower() or " "))
-
-
 # ---- one reader for each option: the value in its final form, or TypeError or ValueError with what was expec
-
-
-def _read_count(value: object, expected: str = "expected a whole number, 0 or more, such as 3") -> int:
-    if isinstance(value, bool):
-        raise TypeError(expected)
-    try:
-        number = operator.index(value)  # type: ignore[arg-type]  # NumPy's integers are welcome
-    except TypeError:
-        raise TypeError(expected) from None
-    if number < 0:
-        raise ValueError(f"{expected}; it cannot be negative")
-    return number
 
 
 def _read_name(value: object) -> str | None:
@@ -362,8 +327,8 @@ _READERS: dict[str, Callable[[object], object]] = {
     "stdout": _read_destination,
     "stderr": _read_destination,
     "time_limit": _read_time_limit,
-    "retries": _read_count,
-    "crash_limit": _read_count,
+    "retries": read_count,
+    "crash_limit": read_count,
     "output_limit": parse_size,
 }
 assert list(_READERS) == [field.name for field in fields(TaskOptions)], "each option has one reader"

@@ -140,7 +140,8 @@ def test_a_module_with_few_users_keeps_them_few(name: str, importers: set[str]) 
 
 def test_the_client_uses_of_the_agent_what_both_sides_share() -> None:
     names = (
-        "bodies", "dialing", "directories", "link", "output", "pieces", "processes", "protocol", "runner", "store",
+        "amounts", "bodies", "cgroups", "dialing", "directories", "link", "output", "pieces", "processes", "protocol",
+        "runner", "store",
     )  # fmt: skip
     shared = {f"worker_agent.{name}" for name in names}
     used = {each for name in modules("executor") for each in ours(name) if each.startswith("worker_agent")}

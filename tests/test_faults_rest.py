@@ -162,10 +162,10 @@ def test_a_process_that_no_signal_ends_costs_its_place_and_holds_up_nobody(
     monkeypatch.setattr("executor.hub.STOP_PATIENCE", 1.0)
     executor = new_executor(2, agents=0, kill_grace=0.1)
     fault = """
-        from worker_agent import agent, lane, processes
+        from worker_agent import agent, cgroups, lane
         lane.UNKILLABLE = 0.3
         agent.FENCE_PATIENCE = 0.3
-        processes.usable_cpus = lambda: 2
+        cgroups.usable_cpus = lambda: 2
     """
     broken_agent(executor.invite(1, host="127.0.0.1"), fault)
     bound = executor.options(time_limit=1)

@@ -13,7 +13,6 @@ import pytest
 from worker_agent.processes import (
     _has_ended,
     children,
-    cpu_quota,
     descendants,
     end_marked,
     kill_group,
@@ -21,7 +20,6 @@ from worker_agent.processes import (
     pidfd_alive,
     set_parent_death_signal,
     start_time,
-    usable_cpus,
 )
 
 ROOT = Path(__file__).parent.parent
@@ -387,91 +385,3 @@ def test_the_module_is_imported_without_ctypes():
     source = "import sys, worker_agent.processes; print(int('ctypes' in sys.modules), flush=True)"
     with script(source) as process:
         assert line(process) == [0]
-
-
-# ---- CPUs
-
-
-@pytest.fixture
-def machine(tmp_path):
-    """Writes a fake /proc and /sys/fs/cgroup; returns where they are."""
-
-    def write(own, **files):
-        (tmp_path / "proc/self").mkdir(parents=True)
-        (tmp_path / "proc/self/cgroup").write_text(own)
-        for name, text in files.items():
-            file = tmp_path / "cgroup" / name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text)
-        return str(tmp_path / "proc"), str(tmp_path / "cgroup")
-
-    return write
-
-
-def test_the_quota_of_the_own_group_counts(machine):
-    assert cpu_quota(*machine("0::/job\n", **{"job/cpu.max": "150000 100000\n"})) == 1.5
-
-
-def test_the_smallest_quota_of_all_groups_around_us_counts(machine):
-    files = {"a/b/cpu.max": "max 100000\n", "a/cpu.max": "50000 25000\n", "cpu.max": "300000 100000\n"}
-    assert cpu_quota(*machine("0::/a/b\n", **files)) == 2
-
-
-def test_groups_beside_ours_do_not_count(machine):
-    assert cpu_quota(*machine("0::/a\n", **{"b/cpu.max": "1000 100000\n"})) is None
-
-
-def test_in_a_container_the_root_counts_though_our_path_is_that_of_the_host(machine):
-    assert cpu_quota(*machine("0::/docker/1f\n", **{"cpu.max": "200000 100000\n"})) == 2
-
-
-def test_a_path_out_of_our_namespace_does_not_lead_out_of_the_tree(machine, tmp_path):
-    (tmp_path / "x").mkdir()
-    (tmp_path / "x/cpu.max").write_text("1000 100000\n")
-    assert cpu_quota(*machine("0::/../x\n")) is None
-
-
-@pytest.mark.parametrize("controllers", ["cpu", "cpu,cpuacct", "cpuacct,cpu"])
-def test_version_1_has_its_quota_in_two_files(machine, controllers):
-    files = {
-        f"{controllers}/job/cpu.cfs_quota_us": "250000\n", f"{controllers}/job/cpu.cfs_period_us": "100000\n",
-        f"{controllers}/cpu.cfs_quota_us": "-1\n", f"{controllers}/cpu.cfs_period_us": "100000\n",
-    }  # fmt: skip
-    own = f"5:memory:/other\n4:{controllers}:/job\n1:name=systemd:/x\n0::/\n"
-    assert cpu_quota(*machine(own, **files)) == 2.5
-
-
-def test_where_both_versions_are_in_use_version_2_is_beside(machine):
-    assert cpu_quota(*machine("0::/job\n", **{"unified/job/cpu.max": "400000 100000\n"})) == 4
-
-
-@pytest.mark.parametrize(
-    "text", ["max 100000\n", "", "nonsense\n", "1 2 3\n", "100000 0\n", "0 100000\n", "-1 100000\n"]
-)
-def test_what_is_no_quota_sets_no_limit(machine, text):
-    assert cpu_quota(*machine("0::/\nnonsense\n", **{"cpu.max": text})) is None
-
-
-def test_without_control_groups_the_affinity_counts(tmp_path):
-    assert usable_cpus(str(tmp_path), str(tmp_path)) == len(os.sched_getaffinity(0))
-
-
-@pytest.mark.parametrize(("quota", "cpus"), [("1000 100000", 1), ("100000 100000", 1), ("99900000 100000", None)])
-def test_usable_cpus_are_within_affinity_and_quota_and_at_least_one(machine, quota, cpus):
-    assert usable_cpus(*machine("0::/\n", **{"cpu.max": quota})) == (cpus or len(os.sched_getaffinity(0)))
-
-
-def test_a_part_of_a_cpu_is_one_more(machine):
-    affinity = len(os.sched_getaffinity(0))
-    assert usable_cpus(*machine("0::/\n", **{"cpu.max": "100001 100000"})) == min(2, affinity)
-
-
-def test_a_smaller_affinity_is_obeyed():
-    source = """
-        import os
-        from worker_agent.processes import usable_cpus
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-        print(usable_cpus(), flush=True)
-    """
-    with script(source) as process:
-        assert line(process) == [1]

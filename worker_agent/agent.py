@@ -23,7 +23,7 @@ from typing import Any
 import msgspec
 import zmq
 
-from worker_agent import bodies, dialing, directories, processes, protocol, runner, spawning, store
+from worker_agent import bodies, cgroups, dialing, directories, processes, protocol, runner, spawning, store
 from worker_agent.attempt import Attempt, State
 from worker_agent.lane import Lane
 from worker_agent.loop import Loop
@@ -62,7 +62,7 @@ class Agent:
         self._stores = own or connection.stores
         #: the payloads that were sent to us, if we do not see the session's files
         self._received = Received(own) if own else None
-        self._slots = connection.slots or processes.usable_cpus()
+        self._slots = connection.slots or cgroups.usable_cpus()
         self._session = AgentSession(connection.session, self._hello, lambda: secrets.token_hex(8))
         self._process = process
         self._supervisor = os.getppid()

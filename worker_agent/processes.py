@@ -1,8 +1,7 @@
-"""Processes and CPUs as Linux shows them: process trees and how to end them, and how many CPUs are ours.
+"""Processes as Linux shows them: process trees and how to end them.
 
 Standard library only. ``ctypes`` is imported by the two functions that need it, since each fresh interpreter
-would pay for it. ``proc`` and ``cgroup`` say where these file systems are mounted; tests give trees of their
-own.
+would pay for it. ``proc`` says where that file system is mounted; tests give trees of their own.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import math
 import os
 import resource
 import select
@@ -21,9 +19,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 
 __all__ = [
-    "AGENT", "END_AT_ONCE", "OwnChildren", "become_subreaper", "children", "cpu_quota", "descendants", "end_all_below",
+    "AGENT", "END_AT_ONCE", "OwnChildren", "become_subreaper", "children", "descendants", "end_all_below",
     "end_marked", "kill_group", "kill_tree", "pidfd_alive", "say", "set_parent_death_signal", "start_time",
-    "this_python", "usable_cpus", "version_of", "wait_for_ends",
+    "this_python", "version_of", "wait_for_ends",
 ]  # fmt: skip
 
 #: The signal by which a supervisor ends its agent at once. (SIGTERM lets the agent leave in its own time.)
@@ -358,62 +356,3 @@ def pidfd_alive(pidfd: int) -> bool:
     if events and events[0][1] & select.POLLNVAL:
         raise OSError(errno.EBADF, f"pidfd {pidfd} is not open")
     return not events
-
-
-# ---- CPUs --------------------------------------------------------------------------------------------------
-
-
-def usable_cpus(proc: str = "/proc", cgroup: str = "/sys/fs/cgroup") -> int:
-    """How many CPUs we may keep busy: the affinity, and the control groups' quota rounded up; at least 1."""
-    cpus = len(os.sched_getaffinity(0))
-    quota = cpu_quota(proc, cgroup)
-    return cpus if quota is None else max(1, min(cpus, math.ceil(quota)))
-
-
-def cpu_quota(proc: str = "/proc", cgroup: str = "/sys/fs/cgroup") -> float | None:
-    """CPUs' worth of time that our control group and all those around it leave to us, or None: no limit."""
-    quotas = [
-        quota for directory in _cpu_groups(proc, cgroup) if (quota := _read_quota(directory)) is not None
-    ]
-    return min(quotas, default=None)
-
-
-def _cpu_groups(proc: str, cgroup: str) -> Iterator[str]:
-    """The directories of our group and its ancestors, in version 2 and in version 1's ``cpu`` controller."""
-    for line in _read_text(f"{proc}/self/cgroup").splitlines():
-        number, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        for mount in _mounts(number, controllers):
-            yield from _with_ancestors(f"{cgroup}{mount}", path)
-
-
-def _mounts(number: str, controllers: str) -> list[str]:
-    if number == "0" and not controllers:
-        return ["", "/unified"]  # version 2; the second where both versions are in use
-    return ["/cpu", f"/{controllers}"] if "cpu" in controllers.split(",") else []
-
-
-def _with_ancestors(root: str, path: str) -> Iterator[str]:
-    # In a container the path may be that of the host, of which only the root is mounted: what is missing is
-    # skipped by the reader. ".." stands for groups outside of our namespace, which cannot be read.
-    parts = [part for part in path.split("/") if part not in ("", "..")]
-    for length in range(len(parts), -1, -1):
-        yield "/".join([root, *parts[:length]])
-
-
-def _read_quota(directory: str) -> float | None:
-    words = _read_text(f"{directory}/cpu.max").split() or [
-        _read_text(f"{directory}/cpu.cfs_quota_us").strip(),
-        _read_text(f"{directory}/cpu.cfs_period_us").strip(),
-    ]
-    if len(words) != 2 or not all(word.isdecimal() and int(word) for word in words):
-        return None  # "max" in version 2, -1 in version 1, or no such file
-    return int(words[0]) / int(words[1])
-
-
-def _read_text(path: str) -> str:
-    try:
-        with open(path, encoding="ascii", errors="replace") as file:
-            return file.read()
-    except OSError:  # what cannot be read sets no limit that we know of
-        return ""

@@ -1,0 +1,91 @@
+"""Which variables tell a task what it was given, and on which CPUs it is to stay.
+
+Each of ours is there twice: as ``HPC_<name>``, and as ``HQ_<name>`` for programs that were written for HyperQueue.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
+
+from worker_agent.pools import UNIT, Share
+
+#: By which variable each library of numerics learns how many threads it may use.
+THREADS: Final = (
+    "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "VECLIB_MAXIMUM_THREADS",
+    "BLIS_NUM_THREADS", "NUMBA_NUM_THREADS",
+)  # fmt: skip
+
+
+def lane_variables(
+    request: Sequence[tuple[str, str]], variant: int | None, shares: Sequence[Share], env: Mapping[str, str]
+) -> dict[str, str]:
+    """What is the same in all places of a lane: what was asked for, and how many threads that is.
+
+    ``request`` has the resources' names and amounts as text, ``variant`` is which of several requests was met, ``env``
+    are the variables that the task has anyway: threads that it sets stay as they are.
+    """
+    asked = {f"RESOURCE_REQUEST_{_plain(name)}": text for name, text in request}
+    if variant is not None:
+        asked["RESOURCE_VARIANT"] = str(variant)
+    return _under_both_names(asked) | _threads(shares, env)
+
+
+def _threads(shares: Iterable[Share], env: Mapping[str, str]) -> dict[str, str]:
+    cpus = _share_of("cpus", shares)
+    if cpus is None or cpus.amount < UNIT or cpus.amount % UNIT:
+        return {}
+    return {name: str(cpus.amount // UNIT) for name in THREADS if name not in env}
+
+
+def place_variables(shares: Iterable[Share]) -> dict[str, str]:
+    """Which parts the task has in its place; of these, one that it has only a part of is the last."""
+    had = {share.name: ",".join(share.indices) for share in shares if share.indices}
+    values = {f"RESOURCE_VALUES_{_plain(name)}": parts for name, parts in had.items()}
+    if "cpus" in had:
+        values["CPUS"] = had["cpus"]
+    return _under_both_names(values) | _gpus(had)
+
+
+def _gpus(had: Mapping[str, str]) -> dict[str, str]:
+    variables = {}
+    if "gpus/nvidia" in had:
+        # without the order, CUDA counts the fastest first, and we have counted as the bus does
+        variables = {"CUDA_VISIBLE_DEVICES": had["gpus/nvidia"], "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    if "gpus/amd" in had:
+        variables["ROCR_VISIBLE_DEVICES"] = had["gpus/amd"]
+    return variables
+
+
+def pin_variables(pin: str, shares: Iterable[Share]) -> dict[str, str]:
+    """How a task is kept on its CPUs: ``pin`` is "taskset", "omp" or anything else for not at all.
+
+    OpenMP has a place for each CPU, so that threads stay on one each; nothing is said to a task without CPUs.
+    """
+    cpus = _share_of("cpus", shares)
+    if pin not in ("taskset", "omp") or cpus is None or not cpus.indices:
+        return {}
+    pinned = _under_both_names({"PIN": pin})
+    if pin == "omp":
+        pinned |= {"OMP_PROC_BIND": "close", "OMP_PLACES": ",".join(f"{{{cpu}}}" for cpu in cpus.indices)}
+    return pinned
+
+
+def cpus_of(shares: Iterable[Share]) -> set[int] | None:
+    """The CPUs' numbers, as for ``os.sched_setaffinity``; None if the task has none of its own."""
+    cpus = _share_of("cpus", shares)
+    return set(map(int, cpus.indices)) if cpus is not None and cpus.indices else None
+
+
+def _share_of(name: str, shares: Iterable[Share]) -> Share | None:
+    return next((share for share in shares if share.name == name), None)
+
+
+def _plain(name: str) -> str:
+    """A resource's name as part of a variable's, which shells would not take with "/"."""
+    return re.sub("[^A-Za-z0-9]", "_", name)
+
+
+def _under_both_names(variables: Mapping[str, str]) -> dict[str, str]:
+    return {f"{prefix}_{name}": text for prefix in ("HPC", "HQ") for name, text in variables.items()}
