@@ -25,7 +25,7 @@ from executor.invitations import Invitations
 from executor.network import SparingLog
 from executor.strangers import Strangers, mismatch
 from executor.worker import Event, Gone, Joined, Reported, Worker
-from worker_agent import protocol
+from worker_agent import codec, protocol
 
 log = logging.getLogger("executor")
 
@@ -160,10 +160,10 @@ class Agents:
 
     def _on_data(self, route: Route, data: bytes, now: float) -> Iterator[Event]:
         try:
-            frame = protocol.decode_reports(data)
-        except protocol.ProtocolError as error:
+            frame = codec.decode_reports(data)
+        except codec.ProtocolError as error:
             self._log.warning(f"garbled {route.user}", "a frame was dropped: %.300s", error)
-            if isinstance(error, protocol.OtherProtocol) and self._strangers.may_answer(route, "refusal", now):
+            if isinstance(error, codec.OtherProtocol) and self._strangers.may_answer(route, "refusal", now):
                 self._send(route, self._members.refuse("", str(error)))
             return
         if frame.session != self._session:
@@ -184,7 +184,7 @@ class Agents:
             return
         try:
             member, reports = self._members.receive(frame, route, now)
-        except protocol.ProtocolError as error:
+        except codec.ProtocolError as error:
             self._log.warning(f"garbled {route.user}", "a message was dropped: %.300s", error)
             return
         if member is None:

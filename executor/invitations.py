@@ -22,6 +22,7 @@ from executor import local
 from executor.errors import ListenError
 from executor.network import Network
 from worker_agent import protocol
+from worker_agent.connection import Connection, write_connection
 
 #: Descriptors that this process needs beside one for each agent that connects.
 DESCRIPTORS = 64
@@ -68,13 +69,13 @@ class Invitations:
         network = self.network or self._listen(host, port)
         launch = secrets.token_hex(8)
         public, secret = network.grant(launch, count, time.monotonic() + seconds)
-        connection = protocol.Connection(
+        connection = Connection(
             protocol=protocol.PROTOCOL, endpoints=network.endpoints, session=self._session, launch=launch, client_pid=0,
             client_start=0, directory=self._directories.main, stores=self._directories.stores, slots=0,
             path=local.absolute_path(), imports=imports, server_key=network.server_key.decode(),
             public_key=public.decode(), secret_key=secret.decode(),
         )  # fmt: skip
-        path = self._directories.write_private(f"invitation-{launch}.json", protocol.write_connection(connection))
+        path = self._directories.write_private(f"invitation-{launch}.json", write_connection(connection))
         invitation = self._usable[launch] = Invitation(path, launch, tuple(network.endpoints))
         return invitation
 

@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass
 
 from worker_agent import directories, interpreter, processes, protocol
+from worker_agent.connection import Connection, write_connection
 
 _SCRIPT = os.path.abspath(interpreter.__file__)
 #: The longest path that a unix socket can have.
@@ -93,7 +94,7 @@ def absolute_path() -> list[str]:
 
 def launch(session: str, own: SessionDirectories, slots: int) -> Launch:
     """Start an agent with ``slots`` places on this machine. Raises OSError if that cannot be done."""
-    connection = protocol.Connection(
+    connection = Connection(
         protocol=protocol.PROTOCOL, endpoints=[f"ipc://{own.endpoint_path}"], session=session,
         launch=secrets.token_hex(8), client_pid=os.getpid(), client_start=processes.start_time(os.getpid()) or 0,
         directory=own.main, stores=own.stores, slots=slots,
@@ -110,7 +111,7 @@ def launch(session: str, own: SessionDirectories, slots: int) -> Launch:
     assert process.stdin is not None
     try:
         with process.stdin as pipe:
-            pipe.write(protocol.write_connection(connection))
+            pipe.write(write_connection(connection))
     except BrokenPipeError:
         pass  # it died at once: its log says why, and its end is noticed as any other
     return Launch(connection.launch, process, pidfd, log)

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 import pytest
 import zmq
 
-from worker_agent import dialing, protocol
+from worker_agent import codec, dialing, protocol
+from worker_agent.connection import read_connection
 from worker_agent.session import AgentSession
 
 _PATIENCE = 10.0
@@ -25,7 +26,7 @@ class HandmadeAgent:
 
     def __init__(self, invitation: Any, **hello: Any) -> None:
         """``hello`` are fields of the hello that are to be different."""
-        self.connection = protocol.read_connection(Path(invitation).read_bytes())
+        self.connection = read_connection(Path(invitation).read_bytes())
         self.process, self.name = secrets.token_hex(8), ""
         self._hello = hello
         self._context = zmq.Context()
@@ -63,7 +64,7 @@ class HandmadeAgent:
         if not self.socket.poll(int(wait * 1000)):
             return
         while self.socket.poll(0):
-            self._take(protocol.decode_orders(self.socket.recv()))
+            self._take(codec.decode_orders(self.socket.recv()))
 
     def _take(self, frame: protocol.Orders) -> None:
         self.frames.append(frame)
@@ -105,7 +106,7 @@ class HandmadeAgent:
         fields = {"session": self.connection.session, "epoch": self.epoch, "first": 1, "ack": 0, **changes}
         version = fields.pop("protocol", protocol.PROTOCOL)
         numbers = (fields["session"], fields["epoch"], fields["first"], fields["ack"])
-        self.send(protocol.encode(protocol.Reports(version, *numbers, False, time.monotonic(), list(reports))))
+        self.send(codec.encode(protocol.Reports(version, *numbers, False, time.monotonic(), list(reports))))
 
     def settle(self) -> None:
         """Wait until the hub has read all that was sent until now: it has answered what was sent after that."""

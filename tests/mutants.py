@@ -12,7 +12,8 @@ from typing import Any
 
 import msgspec
 
-from worker_agent import protocol
+from worker_agent import codec, protocol
+from worker_agent.connection import Connection, write_connection
 from worker_agent.protocol import PROTOCOL, Call, Command, Orders, Reports, Settings, Stored, Tail, Usage
 
 _NUMBERS = (1, 0, False, 0.5)
@@ -39,7 +40,7 @@ _ORDERS: list[protocol.Order] = [
     protocol.Run(1, 7, 1, Command(["ls", "-l"], b"text")), protocol.Recall(7, 1), protocol.Kill(7, 1, 15, 2.0),
     protocol.Stop(15, 2.0),
 ]  # fmt: skip
-_CONNECTION = protocol.Connection(
+_CONNECTION = Connection(
     protocol=PROTOCOL, endpoints=["tcp://10.0.0.1:4000"], session="s", launch="l", client_pid=0, client_start=0,
     directory="/d", stores=["/a", "/b"], slots=0, server_key="k" * 40, public_key="p" * 40, secret_key="s" * 40,
 )  # fmt: skip
@@ -65,12 +66,12 @@ def good_frames(session: str = "session", epoch: int = 3) -> list[bytes]:
     frames: list[Orders | Reports] = [Reports(*head, [each]) for each in _REPORTS]
     frames += [Orders(*head, [each]) for each in _ORDERS]
     frames += [Reports(*head, _REPORTS), Orders(*head, _ORDERS), Reports(*head, []), Orders(*head, [])]
-    return [protocol.encode(frame) for frame in frames]
+    return [codec.encode(frame) for frame in frames]
 
 
 def good_connections() -> list[bytes]:
     """Connection data that are right."""
-    return [protocol.write_connection(_CONNECTION)]
+    return [write_connection(_CONNECTION)]
 
 
 def mutants(seed: int, good: list[bytes]) -> Iterator[bytes]:

@@ -73,14 +73,14 @@ def modules(prefix: str) -> list[str]:
 def test_the_core_imports_nothing_that_can_do_io(name: str) -> None:
     assert not PURE & IMPURE
     assert foreign(name) <= PURE
-    pure = {"worker_agent.protocol", "worker_agent.link"}
+    pure = {"worker_agent.codec", "worker_agent.protocol", "worker_agent.link"}
     assert all(each in pure or each.startswith("executor.core.") for each in ours(name))
 
 
 @pytest.mark.parametrize("name", ["worker_agent.link", "worker_agent.session"])
 def test_what_an_agent_decides_about_the_wire_is_as_pure(name: str) -> None:
     assert foreign(name) <= PURE
-    assert ours(name) <= {"worker_agent", "worker_agent.link", "worker_agent.protocol"}
+    assert ours(name) <= {"worker_agent", "worker_agent.codec", "worker_agent.link", "worker_agent.protocol"}
 
 
 @pytest.mark.parametrize("name", modules("worker_agent"))
@@ -106,6 +106,7 @@ LAYERS = [
     ["executor.executor"],
     ["executor.hub", "executor.inbox", "executor.orders", "executor.unsettled"],
     modules("executor.core"),
+    ["worker_agent.codec"],
     ["worker_agent.protocol"],
 ]
 
@@ -140,8 +141,8 @@ def test_a_module_with_few_users_keeps_them_few(name: str, importers: set[str]) 
 
 def test_the_client_uses_of_the_agent_what_both_sides_share() -> None:
     names = (
-        "amounts", "bodies", "cgroups", "dialing", "directories", "link", "output", "pieces", "processes", "protocol",
-        "runner", "store",
+        "amounts", "bodies", "cgroups", "codec", "connection", "dialing", "directories", "link", "output", "pieces",
+        "processes", "protocol", "runner", "store",
     )  # fmt: skip
     shared = {f"worker_agent.{name}" for name in names}
     used = {each for name in modules("executor") for each in ours(name) if each.startswith("worker_agent")}
@@ -177,7 +178,7 @@ def test_on_the_side_of_the_agent_only_what_runs_in_interpreters_pickles() -> No
     importers = {name for name in modules("worker_agent") if "pickle" in foreign(name)}
     assert importers == {"worker_agent.bodies", "worker_agent.runner"}
     # to know where it lies, for interpreters that have none
-    assert names_used("worker_agent.agent", "cloudpickle") == {"Agent: __file__"}
+    assert names_used("worker_agent.environments", "cloudpickle") == {"make_setup: __file__"}
 
 
 def test_what_user_code_sends_is_never_unmarshalled_by_the_agent() -> None:

@@ -43,6 +43,7 @@ from executor import HPCExecutor, Program, local
 from executor.network import LINES_A_MINUTE
 from worker_agent import __main__ as agent_main
 from worker_agent import protocol
+from worker_agent.connection import read_connection
 from worker_agent.dialing import MESSAGE_LIMIT, Attempt, agent_socket
 from worker_agent.protocol import PROTOCOL, Finished, Hello, Run, Started, Unprepared
 
@@ -156,7 +157,7 @@ def plain(value: Any) -> bytes:
 
 def test_strangers_are_refused(pool: HPCExecutor, context: zmq.Context[Any], caplog: pytest.LogCaptureFixture) -> None:
     """T1, D8: no mechanism, PLAIN, a key that nobody gave out, the right key for another hub."""
-    connection = protocol.read_connection(Path(pool.invite(host="127.0.0.1")).read_bytes())
+    connection = read_connection(Path(pool.invite(host="127.0.0.1")).read_bytes())
     right = connection.public_key.encode(), connection.secret_key.encode()
     plain_peer = context.socket(zmq.DEALER)
     plain_peer.plain_username, plain_peer.plain_password = b"root", b"root"
@@ -364,7 +365,7 @@ def test_another_user_finds_no_key_anywhere(
     invitation = pool.invite(2, host="127.0.0.1")  # its file stays until the other one has joined, too
     agent = join(invitation)
     wait_until(lambda: len(pool.workers()) == 2)
-    network, connection = network_of(pool), protocol.read_connection(Path(invitation).read_bytes())
+    network, connection = network_of(pool), read_connection(Path(invitation).read_bytes())
     canary = b"what everybody may read"
     keys = [network._secret, connection.secret_key.encode(), connection.session.encode()]
     needles = [canary, *keys, *(z85.decode(key) for key in keys[:2])]
@@ -691,12 +692,12 @@ def test_an_agent_of_another_protocol_is_told_so_in_one_sentence(
     told = start_script(before + JOIN, invitation.path).communicate(timeout=PATIENCE)[1].splitlines()
     assert told == [f"this agent leaves: the hub speaks protocol {PROTOCOL}, this agent protocol 99"]
     after = textwrap.dedent("""
-        from worker_agent import protocol
-        def read(data, read=protocol.read_connection):
-            connection = read(data)
-            protocol.PROTOCOL = 99
-            return connection
-        protocol.read_connection = read
+        from worker_agent import codec, connection
+        def read(data, read=connection.read_connection):
+            found = read(data)
+            codec.PROTOCOL = 99
+            return found
+        connection.read_connection = read
     """)
     told = start_script(after + JOIN, invitation.path).communicate(timeout=PATIENCE)[1].splitlines()
     assert told[1:] == [f"this agent leaves: the peer speaks protocol {PROTOCOL}, this is protocol 99"]

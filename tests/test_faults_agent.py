@@ -43,7 +43,8 @@ from waiting import (
 
 from executor import AgentFailed, HPCExecutor, TaskKilled, TaskLost, TaskTimeout, agents, local
 from executor.core import members
-from worker_agent import dialing, protocol
+from worker_agent import codec, dialing, protocol
+from worker_agent.connection import read_connection
 from worker_agent.session import AgentSession, Incoming
 
 NewExecutor = Callable[..., HPCExecutor]
@@ -414,7 +415,7 @@ class HandMade:
     """An invited agent that is a thread of the test: it says what it is told to, and notes its orders."""
 
     def __init__(self, invitation: Any, **hello: Any) -> None:
-        self._connection = protocol.read_connection(Path(invitation).read_bytes())
+        self._connection = read_connection(Path(invitation).read_bytes())
         self._context = zmq.Context()
         keys = [key.encode() for key in (
             self._connection.server_key, self._connection.public_key, self._connection.secret_key)]  # fmt: skip
@@ -446,7 +447,7 @@ class HandMade:
     def receive(self) -> protocol.Orders:
         """The next frame."""
         assert self._socket.poll(10_000)
-        return protocol.decode_orders(self._socket.recv())
+        return codec.decode_orders(self._socket.recv())
 
     def send(self, frame: bytes) -> None:
         """Bytes to the hub, as soon as there is a connection."""
@@ -651,7 +652,7 @@ def test_an_agent_of_another_protocol_is_refused_and_others_go_on(
     executor = new_executor(1)
     agent = by_hand(executor.invite(1, host="127.0.0.1"))
     hello = agent._say_hello("of another version")
-    agent.send(protocol.encode(protocol.Reports(99, agent._connection.session, 0, 0, 0, False, 0.0, [hello])))
+    agent.send(codec.encode(protocol.Reports(99, agent._connection.session, 0, 0, 0, False, 0.0, [hello])))
     refusal = agent.receive().messages[0].text
     assert "protocol 99" in refusal
     assert f"protocol {protocol.PROTOCOL}" in refusal

@@ -24,8 +24,10 @@ from waiting import wait_until
 
 from executor import HPCExecutor
 from executor.network import LINES_A_MINUTE
-from worker_agent import protocol
-from worker_agent.protocol import Connection, Orders, ProtocolError, Reports
+from worker_agent import codec
+from worker_agent.codec import ProtocolError
+from worker_agent.connection import Connection, read_connection
+from worker_agent.protocol import Orders, Reports
 
 #: Inputs of the decoders together.
 DECODED = 1_000_000
@@ -53,9 +55,9 @@ def forget_peak() -> None:
 @pytest.mark.parametrize(
     ("decode", "kind", "good", "share"),
     [
-        (protocol.decode_reports, Reports, good_frames(), 6),
-        (protocol.decode_orders, Orders, good_frames(), 3),
-        (protocol.read_connection, Connection, good_connections(), 1),
+        (codec.decode_reports, Reports, good_frames(), 6),
+        (codec.decode_orders, Orders, good_frames(), 3),
+        (read_connection, Connection, good_connections(), 1),
     ],
     ids=["reports", "orders", "connection"],
 )

@@ -12,21 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from worker_agent import protocol
-from worker_agent.protocol import (
-    PROTOCOL,
-    Connection,
-    Finished,
-    Orders,
-    ProtocolError,
-    Reports,
-    Run,
-    decode_orders,
-    decode_reports,
-    encode,
-    read_connection,
-    write_connection,
-)
+from worker_agent import codec, protocol
+from worker_agent.codec import ProtocolError, decode_orders, decode_reports, encode
+from worker_agent.connection import Connection, read_connection, write_connection
+from worker_agent.protocol import PROTOCOL, Finished, Orders, Reports, Run
 
 SETTINGS = settings(
     max_examples=60, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
@@ -191,7 +180,7 @@ def test_another_version_of_the_protocol_is_refused_and_named(version: int) -> N
 def test_a_version_with_other_fields_is_named_too() -> None:
     data = msgspec.msgpack.encode([PROTOCOL + 1, {"what": "nobody knows yet"}])
     for decode in (decode_orders, decode_reports):
-        with pytest.raises(protocol.OtherProtocol, match=f"speaks protocol {PROTOCOL + 1}"):
+        with pytest.raises(codec.OtherProtocol, match=f"speaks protocol {PROTOCOL + 1}"):
             decode(data)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from worker_agent import protocol
+from worker_agent import codec, protocol
 from worker_agent.protocol import Fence, Finished, Hello, Recall, Refuse, Welcome
 from worker_agent.session import HELLO_AGAIN, NOTHING, REDIAL_PER_LEASE, AgentSession, Incoming
 
@@ -34,7 +34,7 @@ def said(session: AgentSession, now: float) -> list[protocol.Reports]:
     """All that it has to say now."""
     frames = []
     while (data := session.take(now)) is not None:
-        frames.append(protocol.decode_reports(data))
+        frames.append(codec.decode_reports(data))
     return frames
 
 

@@ -21,7 +21,7 @@ from waiting import pass_gate, wait_until
 
 from executor import CAPTURE, HPCExecutor, Program
 from executor.transfers import Transfers
-from worker_agent import bodies, link, pieces, protocol, store
+from worker_agent import bodies, codec, link, pieces, protocol, store
 from worker_agent.link import Link
 from worker_agent.pieces import Received, read_pieces
 from worker_agent.protocol import Call, Drop, Finished, Piece, Run, Stored
@@ -35,7 +35,7 @@ class Sender:
     def __init__(self, tmp_path: Path, kept: int = 10 * MIB) -> None:
         self.directory = tmp_path / "hub"
         self.directory.mkdir()
-        self.link = Link(protocol.encode_message, protocol.cut_message)
+        self.link = Link(codec.encode_message, codec.cut_message)
         self.failed: list[Finished] = []
         self.transfers = Transfers(self.link, [str(self.directory)], self.failed.append, kept)
 
@@ -51,7 +51,7 @@ class Sender:
     def take(self) -> list[Any]:
         """The messages of the next frame."""
         batch = self.link.take(0.0)
-        return [] if batch is None else [protocol._order.decode(data) for data in batch.messages]
+        return [] if batch is None else [codec._order.decode(data) for data in batch.messages]
 
     def acknowledge(self) -> None:
         """The agent has received all that was sent."""
@@ -269,30 +269,30 @@ def test_a_full_disk_is_the_error_of_the_outcome(sender: Sender, monkeypatch: py
 @pytest.mark.parametrize("size", [0, 1, MIB - 100, MIB, 3 * MIB, 5 * MIB + 17])
 def test_a_message_of_any_size_arrives_whole(size: int) -> None:
     run = Run(1, 2, 3, protocol.Command(["cat"], os.urandom(size)))
-    sender, receiver = (Link(protocol.encode_message, protocol.cut_message) for _ in range(2))
-    joiner = protocol.Joiner(protocol.Order)
+    sender, receiver = (Link(codec.encode_message, codec.cut_message) for _ in range(2))
+    joiner = codec.Joiner(protocol.Order)
     for message in (protocol.Recall(1, 1), run, protocol.Recall(2, 1)):
         sender.send(message)
     arrived: list[Any] = []
     while (batch := sender.take(0.0)) is not None and batch.messages:
         assert sum(map(len, batch.messages)) < 2 * MIB
-        messages = [protocol._order.decode(data) for data in batch.messages]
+        messages = [codec._order.decode(data) for data in batch.messages]
         arrived += joiner.join(receiver.receive(batch.first, messages, 0.0))
         sender.acknowledged(batch.first + len(messages) - 1, False, 0.0)
     assert arrived == [protocol.Recall(1, 1), run, protocol.Recall(2, 1)]
 
 
 def test_fragments_that_make_no_message_are_an_error_and_what_follows_is_read() -> None:
-    joiner = protocol.Joiner(protocol.Report)
-    with pytest.raises(protocol.ProtocolError, match="5 bytes cannot be read"):
+    joiner = codec.Joiner(protocol.Report)
+    with pytest.raises(codec.ProtocolError, match="5 bytes cannot be read"):
         joiner.join([protocol.Fragment(b"rub", last=False), protocol.Fragment(b"ed", last=True)])
     assert joiner.join([protocol.Warn("next")]) == [protocol.Warn("next")]
 
 
 def test_no_more_is_gathered_than_the_longest_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "LONGEST_MESSAGE", 10)
-    joiner = protocol.Joiner(protocol.Report)
-    with pytest.raises(protocol.ProtocolError, match="longer than 10 bytes"):
+    monkeypatch.setattr(codec, "LONGEST_MESSAGE", 10)
+    joiner = codec.Joiner(protocol.Report)
+    with pytest.raises(codec.ProtocolError, match="longer than 10 bytes"):
         joiner.join([protocol.Fragment(b"123456", last=False)] * 2)
 
 

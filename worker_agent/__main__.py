@@ -37,12 +37,13 @@ def _run_agent(data: bytes, python: Sequence[str], own: list[str], name: str) ->
     early = spawning.TemplateProcess(python, os.environ) if python else None
     path = supervisor.read_fields(data).get("path", ())
     sys.path.extend(folder for folder in path if folder not in sys.path)
-    from worker_agent import protocol
     from worker_agent.agent import Agent
+    from worker_agent.codec import ProtocolError
+    from worker_agent.connection import read_connection
 
     try:
-        Agent(protocol.read_connection(data), own, early, name).run()
-    except protocol.ProtocolError as error:  # a sentence, like all that keeps an agent from joining
+        Agent(read_connection(data), own, early, name).run()
+    except ProtocolError as error:  # a sentence, like all that keeps an agent from joining
         raise SystemExit(f"this agent leaves: {error}") from error
 
 

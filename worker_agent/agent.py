@@ -4,12 +4,11 @@
     hub <--reports-- Agent <- Lane <- Interpreters <--reports socket--'
                                Lane -> Programs --posix_spawn--> program
 
-It is a sub-reaper: whatever a task leaves behind becomes its child, is found by :meth:`Agent.kill_strays`, and ends.
+It is a sub-reaper: whatever a task leaves behind becomes its child, is found by ``strays``, and ends.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 import signal
@@ -20,23 +19,19 @@ from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from typing import Any
 
-import msgspec
-import zmq
-
-from worker_agent import bodies, cgroups, dialing, directories, processes, protocol, runner, spawning, store
-from worker_agent.attempt import Attempt, State
+from worker_agent import bodies, cgroups, directories, environments, processes, protocol, spawning, store
+from worker_agent.attempt import Attempt
+from worker_agent.connection import Connection
 from worker_agent.lane import Lane
 from worker_agent.loop import Loop
 from worker_agent.pieces import Received, read_pieces
-from worker_agent.programs import Programs, task_identity
+from worker_agent.programs import Programs
 from worker_agent.session import NOTHING, AgentSession, Incoming
+from worker_agent.strays import Strays
+from worker_agent.wire import Wire
 
-#: Reports of small tasks are gathered for so many seconds while others run, so that a frame holds many.
-GATHER = 0.001
 #: Seconds after which the hub is told that a task has started: most small ones have ended by then.
 ANNOUNCE = 0.005
-#: Seconds that processes which were killed may take to end, before the next attempt of their task may start.
-STRAY_PATIENCE = 0.2
 #: Seconds that all our processes may take to end when we are fenced: less than the hub waits beyond our lease.
 FENCE_PATIENCE = 5.0
 #: Seconds that an agent which was told to leave takes to tell the hub, beyond the grace of its tasks.
@@ -47,7 +42,7 @@ class Agent:
     """All that an agent knows and does."""
 
     def __init__(
-        self, connection: protocol.Connection, own: list[str], early: spawning.TemplateProcess | None, process: str
+        self, connection: Connection, own: list[str], early: spawning.TemplateProcess | None, process: str
     ) -> None:
         """``own`` are directories for payloads if we do not see those of the session, else empty.
 
@@ -55,15 +50,16 @@ class Agent:
         supervisor: the agent that it starts in the place of one that was killed has the same.
         """
         self.loop = Loop()
-        self._children = processes.OwnChildren()
         self._early = early
         self.programs = Programs(self.loop, self._on_program_end, self.path_of)
+        self.strays = Strays(self.programs, self._owns)
         self._connection = connection
         self._stores = own or connection.stores
         #: the payloads that were sent to us, if we do not see the session's files
         self._received = Received(own) if own else None
         self._slots = connection.slots or cgroups.usable_cpus()
         self._session = AgentSession(connection.session, self._hello, lambda: secrets.token_hex(8))
+        self._wire = Wire(self.loop, self._session, connection)
         self._process = process
         self._supervisor = os.getppid()
         self._lanes: dict[int, Lane] = {}
@@ -72,11 +68,7 @@ class Agent:
         self._environments: dict[int, protocol.Prepare] = {}
         self._functions: dict[int, protocol.Payload] = {}
         self._attempts: dict[int, Attempt] = {}
-        #: whether something was reported since the last frame
-        self._has_news = False
         self._starting: list[Attempt] = []
-        self._flushed = 0.0
-        self._flush_due = False
         self._stopping = False
         #: a signal has told us to leave; set by its handler, seen by the loop
         self._told_to_leave = False
@@ -85,9 +77,6 @@ class Agent:
         self._left = False
         #: what the hub is told at the end, if it is there
         self._reason = "it failed"
-        self._context = zmq.Context()
-        #: the one of the hub that we are connected to, if we were invited
-        self._endpoint = ""
         self._handlers: dict[type[Any], Callable[[Any], None]] = {
             protocol.Welcome: lambda _: None,  # orders follow
             protocol.Prepare: self._on_prepare,
@@ -110,49 +99,19 @@ class Agent:
         """Until the hub says so, the client is gone, or a signal comes."""
         self._watch_client()
         self._watch_children()
-        self._connect()
+        wire = self._wire
+        wire.connect()
         try:
             while not self._left:
                 # sending may have eaten the descriptor's signal
-                self.loop.run_once(wait=not self._has_mail(), until=self._session.due())
-                self._receive()
+                self.loop.run_once(wait=not wire.has_mail(), until=self._session.due())
+                wire.receive(self._take)
                 self._take(self._session.tick(time.monotonic()))
-                if self._endpoint and self._session.should_dial(time.monotonic()):
-                    self._dial_again()
-                self._flush()
+                if wire.endpoint and self._session.should_dial(time.monotonic()):
+                    wire.dial_again()
+                wire.flush(gather=self._attempts != {})
         finally:
             self._end_everything()
-
-    def _connect(self) -> None:
-        self._hub: zmq.Socket[bytes] = self._dial() if self._connection.server_key else self._connect_here()
-        self.loop.watch(int(self._hub.getsockopt(zmq.FD)), lambda: None)
-        self._send_frames(time.monotonic())
-
-    def _connect_here(self) -> zmq.Socket[bytes]:
-        hub: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
-        for option, value in ((zmq.LINGER, 500), (zmq.SNDHWM, 0), (zmq.RCVHWM, 0)):
-            hub.setsockopt(option, value)
-        hub.connect(self._connection.endpoints[0])
-        return hub
-
-    def _dial(self) -> zmq.Socket[bytes]:
-        try:
-            hub, self._endpoint = dialing.dial(self._context, self._connection.endpoints, *self._keys())
-        except ConnectionError as error:
-            raise SystemExit(str(error)) from error
-        return hub
-
-    def _keys(self) -> tuple[bytes, bytes, bytes]:
-        connection = self._connection
-        return connection.server_key.encode(), connection.public_key.encode(), connection.secret_key.encode()
-
-    def _dial_again(self) -> None:
-        """By a new socket: the connection may be dead, and libzmq gives one up for good in which bytes were wrong."""
-        self.loop.unwatch(int(self._hub.getsockopt(zmq.FD)))
-        self._hub.close(linger=0)
-        self._hub = dialing.agent_socket(self._context, *self._keys(), ipv6="[" in self._endpoint)
-        self._hub.connect(self._endpoint)
-        self.loop.watch(int(self._hub.getsockopt(zmq.FD)), lambda: None)
 
     def _hello(self, name: str) -> protocol.Hello:
         invited = not self._connection.client_pid  # the others have the client's own: to look it up takes a while
@@ -215,13 +174,12 @@ class Agent:
         self._end_processes()
         if self._reason and self._session.epoch:
             self.report(protocol.Bye(self._reason))
-            self._flush_now()
-        self._hub.close()
-        self._context.term()
+            self._wire.flush_now()
+        self._wire.close()
         if self._received is not None:
             directories.remove(self._stores)
 
-    # --- the wire -----------------------------------------------------------------------------------------------------
+    # --- to the hub and from it ---------------------------------------------------------------------------------------
 
     def report(self, report: protocol.Report) -> None:
         """Send to the hub, with the next frame."""
@@ -229,7 +187,7 @@ class Agent:
             self._report_end(report)
         else:
             self._session.report(report)
-        self._has_news = True
+        self._wire.has_news = True
 
     def _report_end(self, finished: protocol.Finished) -> None:
         """The files of an outcome go before it, in pieces."""
@@ -248,9 +206,6 @@ class Agent:
             finished.end, finished.body = protocol.ERROR, bodies.dump_error(error, [])
         self._session.report(finished)
 
-    def _has_mail(self) -> bool:
-        return bool(int(self._hub.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
-
     def announce_soon(self, attempt: Attempt) -> None:
         """The attempt has started; the hub is told if it does not end within ``ANNOUNCE`` seconds."""
         if not self._starting:
@@ -261,12 +216,6 @@ class Agent:
         starting, self._starting = self._starting, []
         for attempt in starting:
             attempt.announce()
-
-    def _receive(self) -> None:
-        while self._has_mail():
-            frame = protocol.decode_orders(self._hub.recv())
-            self._take(self._session.receive(frame, time.monotonic()))
-            self._has_news = self._has_news or self._session.can_send  # there was no room until now
 
     def _take(self, incoming: Incoming) -> None:
         """Do what the hub wants."""
@@ -303,40 +252,10 @@ class Agent:
     def _end_processes(self) -> None:
         processes.end_all_below(FENCE_PATIENCE)
 
-    def _flush(self) -> None:
-        """Send what there is to say; while small tasks follow each other, at most once in ``GATHER`` seconds."""
-        now = time.monotonic()
-        if not self._has_news:
-            if now >= self._session.due():
-                self._send_frames(now)
-            return
-        wait = self._flushed + GATHER - now
-        if wait > 0 and self._attempts:
-            if not self._flush_due:
-                self._flush_due = True
-                self.loop.call_in(wait, self._flush_now)
-            return
-        self._flush_now()
-
-    def _flush_now(self) -> None:
-        self._flush_due = False
-        self._send_frames(time.monotonic())
-
-    def _send_frames(self, now: float) -> None:
-        while (frame := self._session.take(now)) is not None:
-            with contextlib.suppress(zmq.Again):  # there is no connection just now: it is sent again
-                self._hub.send(frame, zmq.NOBLOCK)
-        self._has_news = False
-        self._flushed = now
-
     # --- orders -------------------------------------------------------------------------------------------------------
 
     def _on_prepare(self, order: protocol.Prepare) -> None:
-        if order.raw:
-            raw = {os.fsdecode(name): os.fsdecode(text) for name, text in order.raw}
-            order = msgspec.structs.replace(order, env={**raw, **order.env}, raw=[])
-        env = {**order.env, processes.AGENT: self._connection.launch}
-        self._environments[order.environment] = msgspec.structs.replace(order, env=env)
+        self._environments[order.environment] = environments.complete(order, self._connection.launch)
 
     def _on_define(self, order: protocol.Define) -> None:
         self._functions[order.function] = order.body
@@ -348,7 +267,8 @@ class Agent:
     def _on_open(self, order: protocol.Open) -> None:
         environment = self._environments[order.environment]
         early = self._take_early(environment)
-        lane = self._lanes[order.lane] = Lane(self, order.lane, environment, self._setup(environment), early)
+        setup = environments.make_setup(environment, self._stores)
+        lane = self._lanes[order.lane] = Lane(self, order.lane, environment, setup, early)
         lane.resize(order.width)
 
     def _take_early(self, environment: protocol.Prepare) -> spawning.TemplateProcess | None:
@@ -358,19 +278,6 @@ class Agent:
             return early
         early.discard()
         return None
-
-    def _setup(self, environment: protocol.Prepare) -> runner.Setup:
-        import cloudpickle
-
-        initializer = environment.initializer
-        if isinstance(initializer, protocol.Stored):
-            initializer = (initializer.path, initializer.size)  # type: ignore[assignment]
-        folder = os.path.dirname(os.path.dirname(os.path.abspath(cloudpickle.__file__)))
-        return runner.Setup(
-            environment.cwd, environment.path, environment.preload, initializer, environment.max_tasks,
-            self._stores, folder, environment.authkey, environment.argv,
-            environment.version, {},
-        )  # fmt: skip
 
     def _on_resize(self, order: protocol.Resize) -> None:
         self._lanes[order.lane].resize(order.width)
@@ -424,7 +331,7 @@ class Agent:
         if self._received is not None:
             self._received.receive(order)
             self._session.acknowledge_now(time.monotonic())
-            self._has_news = True
+            self._wire.has_news = True
 
     def _on_drop(self, order: protocol.Drop) -> None:
         if self._received is not None:
@@ -479,7 +386,7 @@ class Agent:
     # --- processes ----------------------------------------------------------------------------------------------------
 
     def _on_program_end(self, attempt: Attempt) -> None:
-        self.kill_strays()
+        self.strays.kill()
         self._lanes[attempt.order.lane].on_free()
 
     def _reap(self) -> None:
@@ -498,41 +405,11 @@ class Agent:
         if self._early is not None and pid == self._early.pid:
             self._early.discard()
             self._early = None
-        self.kill_strays()  # what it had started is our child now
-
-    def kill_strays(self) -> None:
-        """End processes that became our children because the task that started them is gone.
-
-        What a running program started may be our child too (a daemon's double fork): it carries the task's variables
-        in its environment, or is in the program's session.
-        """
-        sessions = {attempt.pid for attempt in self.programs.running_attempts()}
-        strays = [pid for pid in self._children.pids() if not self._owns(pid)]
-        strays = [pid for pid in strays if not self._belongs_to_running(pid, sessions)]
-        for pid in strays:
-            processes.kill_tree(pid, signal.SIGKILL)
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        if strays:
-            processes.wait_for_ends(strays, STRAY_PATIENCE)
+        self.strays.kill()  # what it had started is our child now
 
     def _owns(self, pid: int) -> bool:
         early = self._early is not None and pid == self._early.pid
         return early or pid in self.programs or any(lane.owns(pid) for lane in self._lanes.values())
-
-    def _belongs_to_running(self, pid: int, sessions: set[int]) -> bool:
-        try:
-            if os.getsid(pid) in sessions:
-                return True
-            with open(f"/proc/{pid}/environ", "rb") as file:
-                variables = file.read().split(b"\0")
-        except OSError:
-            return False
-        for attempt in self.programs.running_attempts():
-            marks = [f"{name}={value}".encode() for name, value in task_identity(attempt.order).items()]
-            if all(mark in variables for mark in marks):
-                return attempt.state is not State.ENDED
-        return False
 
 
 def _is_here(module: str) -> bool:

@@ -1,7 +1,7 @@
-"""The interpreters of one lane: how they come to be, which task each of them runs, and how they end.
+"""The interpreters of one lane: how many there are, which task each of them runs, and how they end.
 
-All interpreters of a lane read tasks from one socket and write reports to one other, so that an idle one takes the next
-task without asking us. They are forked from a template, or (start method "spawn") executed one by one.
+All interpreters of a lane read tasks from one socket and write reports to one other (``mailbox``), so that an idle one
+takes the next task without asking us. They are forked from a template or executed one by one (``source``).
 
     fresh (max_tasks 1, fork)   idle children are forked ahead, as many as the lane is wide
     otherwise                   interpreters are started when there is a task for them, up to the lane's width
@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
-from collections.abc import Mapping
 from functools import partial
 from typing import Protocol
 
-from worker_agent import channel, descriptors, processes, protocol, runner, spawning
-from worker_agent.attempt import Attempt, State
+from worker_agent import channel, processes, protocol, runner, spawning
+from worker_agent.attempt import Attempt
 from worker_agent.child import Child
-from worker_agent.loop import Loop, Timer
+from worker_agent.loop import Loop
+from worker_agent.mailbox import Mailbox
 from worker_agent.pipes import Pipe
+from worker_agent.source import Source
 
 #: Seconds that an interpreter may take to leave after its last outcome (exit functions, threads of the user's code).
 EXIT_GRACE = 2.0
@@ -31,10 +31,6 @@ FAILURES_ALLOWED = 3
 #: Work, in seconds, that is offered to reused interpreters beyond what they run.
 LOOK_AHEAD = 0.002
 LOOK_AHEAD_TASKS = 128
-
-#: Seconds after which a task that was offered is asked after, if nothing else has shown that it started.
-_ASK = 0.005
-
 
 
 class Owner(Protocol):
@@ -78,54 +74,28 @@ class Interpreters:
         self._setup = setup
         self._owner = owner
         self._children: dict[int, Child] = {}
-        self._offered: dict[int, Attempt] = {}
+        #: interpreters that the template was told to fork, and has not
         self._requested = 0
         #: interpreters that run a task, or have run their last one and are leaving
         self._busy = 0
         #: interpreters that were told to leave
         self._retiring = 0
-        self._template: spawning.TemplateProcess | None = None
         self._failures = 0
         self._duration = 0.0
         self._closed = False
         self.width = 0
-        self._buffer = bytearray(descriptors.MESSAGE_LIMIT)
-        self._view = memoryview(self._buffer)
-        #: due when the eldest offered task should have started
-        self._asking: Timer | None = None
-        #: whether starts wake us
-        self._listens = False
-        if environment.start == "fork":
-            self._start_template(early)
-        else:
-            self._use(spawning.Queues())
+        self._open(early)
 
     # --- processes ----------------------------------------------------------------------------------------------------
 
-    def _start_template(self, early: spawning.TemplateProcess | None = None) -> None:
-        env = self._environment.env
-        template = early or spawning.TemplateProcess(self._environment.python, env)
-        template.prepare(runner.pack_setup(self._setup._replace(env=_changes(template.env, env))))
-        self._template = template
-        self._use(template.queues)
-        self._loop.watch(template.control.fileno(), self._on_control)
-
-    def _use(self, queues: spawning.Queues) -> None:
-        self._queues = queues
-        self._loop.watch(queues.reports.fileno(), self._on_reports)
-
-    def _spawn(self) -> None:
-        out_end, out = os.pipe()
-        err_end, err = os.pipe()
-        go = os.eventfd(0, os.EFD_CLOEXEC)
-        fds: dict[int, int | str] = {0: os.devnull, 1: out, 2: err, descriptors.GO: go}
-        python, env = self._environment.python, self._environment.env
-        pid = spawning.spawn(python, env, self._queues, runner.pack_setup(self._setup), fds)
-        os.close(out)
-        os.close(err)
-        self._adopt(pid, [out_end, err_end, go])
+    def _open(self, early: spawning.TemplateProcess | None = None) -> None:
+        self._source = Source(self._loop, self._environment, self._setup, self._adopt, self._on_exited, early)
+        self.mailbox = Mailbox(
+            self._loop, self._source.queues, self._setup.stores, self._on_started, self._on_ended, self._on_broken
+        )
 
     def _adopt(self, pid: int, fds: list[int]) -> None:
+        self._requested = max(0, self._requested - 1)
         child = self._child(pid)
         before = partial(self._learn_whose, child)
         for stream, fd in zip((1, 2), fds, strict=False):
@@ -138,9 +108,9 @@ class Interpreters:
     def _learn_whose(self, child: Child) -> None:
         """It has printed: what interpreters have said decides which task's output that is."""
         if not self.fresh:
-            self.look()
+            self.mailbox.look()
         elif child.current is None and child.last is None:
-            self._read_starts()
+            self.mailbox.read_starts()
 
     def _child(self, pid: int) -> Child:
         child = self._children.get(pid)
@@ -161,33 +131,10 @@ class Interpreters:
         if self._failures >= FAILURES_ALLOWED:
             return 0
         if self.fresh:
-            return self.width - self._busy - len(self._offered)
+            return self.width - self._busy - len(self.mailbox.offered)
         shortest = LOOK_AHEAD / LOOK_AHEAD_TASKS
         ahead = int(LOOK_AHEAD / max(shortest, self._duration)) if self._duration else 0
-        return self.width * (1 + ahead) - self._busy - len(self._offered)
-
-    def offer(self, attempt: Attempt, task: channel.Task) -> bool:
-        """Give a task to whichever interpreter takes it; False if the socket is full for now."""
-        try:
-            self._queues.tasks.send(channel.pack_task(task, self._setup.stores))
-        except BlockingIOError:
-            return False
-        attempt.state = State.OFFERED
-        self._offered[task.task] = attempt
-        self._ask_later()
-        return True
-
-    def take_back(self, wanted: Attempt) -> bool:
-        """Take a task out of the socket again; False if an interpreter has it."""
-        found = False
-        for message in self._waiting():
-            if message != channel.RETIRE and channel.unpack_task_id(message) == wanted.task:
-                found = True
-                del self._offered[wanted.task]
-                channel.drop_task(message)
-            else:
-                self._queues.tasks.send(message)
-        return found
+        return self.width * (1 + ahead) - self._busy - len(self.mailbox.offered)
 
     def resize(self, width: int) -> None:
         """Run ``width`` tasks at a time; idle interpreters beyond that leave."""
@@ -195,17 +142,9 @@ class Interpreters:
         if not self.fresh:
             surplus = len(self._children) + self._requested - width - self._retiring
             for _ in range(surplus):
-                self._queues.tasks.send(channel.RETIRE)
+                self.mailbox.retire_one()
                 self._retiring += 1
         self.provide()
-
-    def _waiting(self) -> list[bytes]:
-        messages = []
-        try:
-            while True:
-                messages.append(self._queues.tasks_end.recv(descriptors.MESSAGE_LIMIT, socket.MSG_DONTWAIT))
-        except BlockingIOError:
-            return messages
 
     def provide(self) -> None:
         """Start interpreters for what is offered, or ahead of it."""
@@ -213,13 +152,14 @@ class Interpreters:
             return
         idle = self._requested + len(self._children) - self._busy
         if self.fresh and self._environment.start == "fork":
-            missing = self.width - (idle - len(self._offered))  # the replacement of one that takes a task is forked now
+            # the replacement of one that takes a task is forked now
+            missing = self.width - (idle - len(self.mailbox.offered))
         else:
             live = self._requested + len(self._children)
-            missing = min(len(self._offered) - idle, self.width - live)
+            missing = min(len(self.mailbox.offered) - idle, self.width - live)
         if missing > 0:
             try:
-                self._start_more(missing)
+                self._requested += self._source.make(missing)
             except OSError as error:
                 self._fail_to_start(error)
 
@@ -228,51 +168,14 @@ class Interpreters:
         text = f"the interpreter {self._environment.python[0]!r} cannot be started: {error.strerror or error}"
         self._owner.on_unprepared(text, b"", False)
 
-    def _start_more(self, number: int) -> None:
-        if self._environment.start == "spawn":
-            for _ in range(number):
-                self._spawn()
-        elif self._template is not None:
-            self._requested += number
-            self._template.fork(number)
-
-    # --- starts -------------------------------------------------------------------------------------------------------
-
-    def _ask_later(self) -> None:
-        """What has started is read when its end is; what goes on for longer than that is asked after."""
-        if self._asking is None and not self._listens:
-            eldest = next(iter(self._offered.values()))
-            self._asking = self._loop.call_in(_ASK, partial(self._ask, eldest))
-
-    def _ask(self, eldest: Attempt) -> None:
-        self._asking = None
-        self._read_starts()
-        if self._offered.get(eldest.task) is eldest:
-            self._listens = True
-            self._loop.watch(self._queues.starts.fileno(), self._on_starts)
-        elif self._offered:
-            self._ask_later()
-
-    def _on_starts(self) -> None:
-        self._read_starts()
-        if not self._offered:
-            self._listen_no_more()
-
-    def _listen_no_more(self) -> None:
-        if self._listens:
-            self._listens = False
-            self._loop.unwatch(self._queues.starts.fileno())
-
-    def _read_starts(self) -> None:
-        while self._receive(self._queues.starts):
-            pass
+    # --- reports ------------------------------------------------------------------------------------------------------
 
     def _on_started(self, started: channel.Started) -> None:
         child = self._children.get(started.pid)
         if child is not None and child.current is not None:
             child.taken.append(started)  # the end of what it ran before is still on the other queue
             return
-        attempt = self._offered.pop(started.task, None)
+        attempt = self.mailbox.offered.pop(started.task, None)
         if attempt is None:
             return  # user code found the socket
         child = child or self._child(started.pid)
@@ -282,64 +185,10 @@ class Interpreters:
         child.take(attempt)
         self._owner.on_started(attempt)
 
-    # --- reports ------------------------------------------------------------------------------------------------------
-
-    def look(self) -> None:
-        """Read what interpreters have said."""
-        if self._queues.closed:
-            return
-        self._read_starts()
-        self._on_reports()
-
-    def _on_reports(self) -> None:
-        while self._receive(self._queues.reports):
-            pass
-
-    def _receive(self, queue: socket.socket) -> bool:
-        """Take one message from a queue; False if there is none."""
-        try:
-            size = queue.recv_into(self._buffer)
-        except BlockingIOError:
-            return False
-        try:
-            report = channel.unpack_report(self._view[:size])
-        except channel.GarbledReport:
-            return size > 0  # user code found the socket and wrote to it; its own task suffers at most
-        if type(report) is channel.Ended:
-            self._on_ended(report)
-        elif type(report) is channel.Started:
-            self._on_started(report)
-        elif type(report) is channel.Broken:
-            self._on_broken(report)
-        return True
-
-    def _on_control(self) -> None:
-        """The template forked or reaped; what its children had reported before that comes first."""
-        template = self._template
-        while template is not None and template is self._template:
-            try:
-                data, fds = template.receive()
-            except BlockingIOError:
-                return
-            if not data:
-                self._loop.unwatch(template.control.fileno())
-                return
-            self._on_control_message(data, fds)
-
-    def _on_control_message(self, data: bytes, fds: list[int]) -> None:
-        try:
-            report = channel.unpack_report(memoryview(data))
-        except channel.GarbledReport:
-            report = None
-        if type(report) is channel.Forked and len(fds) >= 2:
-            self._requested = max(0, self._requested - 1)
-            self._adopt(report.pid, fds)
-            return
-        for fd in fds:
-            os.close(fd)
-        if type(report) is channel.Exited:
-            self.look()
-            self.on_exit(report.pid, report.status, protocol.Usage(report.user, report.system, report.max_rss))
+    def _on_exited(self, exited: channel.Exited) -> None:
+        """The template reaped one; what it had reported before that comes first."""
+        self.mailbox.look()
+        self.on_exit(exited.pid, exited.status, protocol.Usage(exited.user, exited.system, exited.max_rss))
 
     def _on_ended(self, ended: channel.Ended) -> None:
         child = self._child_that_ran(ended)
@@ -379,7 +228,7 @@ class Interpreters:
         """Whose task it was; None: it is not known here (any more)."""
         child = self._children.get(ended.pid)
         if child is None or child.current is None:
-            self._read_starts()
+            self.mailbox.read_starts()
             child = self._children.get(ended.pid)
         running = child.current if child is not None else None
         return child if running is not None and running.order.task == ended.task else None
@@ -409,7 +258,7 @@ class Interpreters:
             self._owner.on_free()
         elif child.leaving is not None and child.last is not None:
             self._owner.on_free()
-        if self._offered and self._may_have_taken_more(child, code):
+        if self.mailbox.offered and self._may_have_taken_more(child, code):
             self._look_for_vanished()
         self.provide()
 
@@ -436,17 +285,13 @@ class Interpreters:
 
     def _look_for_vanished(self) -> None:
         """An interpreter died. Did it take a task along, before it could say so?"""
-        waiting = self._waiting()
-        for message in waiting:
-            self._queues.tasks.send(message)
-        there = {channel.unpack_task_id(message) for message in waiting if message != channel.RETIRE}
-        missing = [attempt for task, attempt in self._offered.items() if task not in there]
+        missing = self.mailbox.taken()
         self._loop.call_in(VANISHED_GRACE, lambda: self._give_up(missing))
 
     def _give_up(self, missing: list[Attempt]) -> None:
         for attempt in missing:
-            if self._offered.get(attempt.task) is attempt:
-                del self._offered[attempt.task]
+            if self.mailbox.offered.get(attempt.task) is attempt:
+                del self.mailbox.offered[attempt.task]
                 attempt.finish(protocol.LOST, body=b"an interpreter was killed before it could start the task")
                 self._owner.on_free()
 
@@ -454,43 +299,40 @@ class Interpreters:
         if not self._may_be_broken(broken.pid):
             return  # user code found the socket
         self._failures = FAILURES_ALLOWED
-        preparing = broken.preparing or (self._template is not None and broken.pid == self._template.pid)
+        preparing = broken.preparing or broken.pid == self._source.template
         self._owner.on_unprepared(broken.text, broken.error, not preparing)
 
     def _may_be_broken(self, pid: int) -> bool:
         child = self._children.get(pid)
         if child is not None:
             return child.current is None and child.last is None
-        template = self._template
-        return template is not None and (pid == template.pid or pid in processes.children(template.pid))
+        template = self._source.template
+        return template != 0 and (pid == template or pid in processes.children(template))
 
     # --- ends ---------------------------------------------------------------------------------------------------------
 
     def owns(self, pid: int) -> bool:
         """Whether ``pid`` is the template or one of the interpreters."""
-        return pid in self._children or (self._template is not None and pid == self._template.pid)
+        return pid in self._children or pid == self._source.template
 
     def reaped(self, pid: int, status: int, usage: protocol.Usage) -> None:
         """A child of the agent ended that belongs here: the template, or an interpreter that was executed."""
         if self._closed:
             return
-        self.look()
-        if self._template is not None and pid == self._template.pid:
-            self._on_template_end(self._template, status)
+        self.mailbox.look()
+        if pid == self._source.template:
+            self._on_template_end(status)
         else:
             self.on_exit(pid, status, usage)
 
-    def _on_template_end(self, template: spawning.TemplateProcess, status: int) -> None:
-        self._on_control()
-        self._template = None
+    def _on_template_end(self, status: int) -> None:
+        self._source.read()
         lost = self._lose_children()
-        self._loop.unwatch(template.control.fileno())
-        printed = template.log_tail()
-        template.close()
+        printed = self._source.close()
         self._failures += 1
         if self._failures < FAILURES_ALLOWED:
             try:
-                self._start_template()
+                self._open()
             except OSError as error:
                 self._fail_to_start(error)
         for attempt in lost:
@@ -511,30 +353,16 @@ class Interpreters:
         """
         for pid in self._children:
             end_by_force(pid)
-        messages = [message for message in self._waiting() if message != channel.RETIRE]
-        waiting = {channel.unpack_task_id(message) for message in messages}
-        for message in messages:
-            channel.drop_task(message)
-        lost = [attempt for attempt in self._offered.values() if attempt.task not in waiting]
+        lost, returned = self.mailbox.withdraw()
         for child in self._children.values():
             child.close()
             lost += [each for each in (child.current, child.last if child.leaving else None) if each is not None]
-        returned = [attempt for attempt in self._offered.values() if attempt.task in waiting]
-        self._close_queues()
+        self.mailbox.close()
         self._children.clear()
-        self._offered.clear()
         self._busy = self._requested = 0
         for attempt in reversed(returned):
             self._owner.on_returned(attempt)
         return lost
-
-    def _close_queues(self) -> None:
-        self._listen_no_more()
-        if self._asking is not None:
-            self._asking.cancel()
-            self._asking = None
-        self._loop.unwatch(self._queues.reports.fileno())
-        self._queues.close()
 
     @property
     def busy(self) -> bool:
@@ -544,13 +372,9 @@ class Interpreters:
     def close(self) -> None:
         """No more tasks: idle interpreters and the template end by themselves at the end of their sockets."""
         self._closed = True
-        self._on_control()
-        template, self._template = self._template, None
-        if template is not None:
-            self._loop.unwatch(template.control.fileno())
-            template.close()
-        self._close_queues()
-        self._offered.clear()
+        self._source.read()
+        self._source.close()
+        self.mailbox.close()
         for child in self._children.values():
             child.close()
 
@@ -559,9 +383,3 @@ def end_by_force(pid: int) -> None:
     """SIGKILL to a task's process, its group, and all that it started."""
     processes.kill_tree(pid, signal.SIGKILL)
     processes.kill_group(pid, signal.SIGKILL)
-
-
-def _changes(before: Mapping[str, str], wanted: Mapping[str, str]) -> dict[str, str | None]:
-    """What makes an environment the wanted one; None as a value unsets a variable."""
-    gone: dict[str, str | None] = dict.fromkeys(before.keys() - wanted.keys())
-    return gone | {name: text for name, text in wanted.items() if before.get(name) != text}

@@ -15,6 +15,7 @@ from worker_agent.attempt import Attempt, State
 from worker_agent.interpreters import Interpreters, end_by_force
 from worker_agent.loop import Loop
 from worker_agent.programs import NotExecutable, Programs
+from worker_agent.strays import Strays
 
 #: Seconds after SIGKILL in which a process has to end; then its task has ended for the hub, and its place is lost.
 UNKILLABLE = 10.0
@@ -25,6 +26,7 @@ class Host(Protocol):
 
     loop: Loop
     programs: Programs
+    strays: Strays
 
     def payload(self, function: int) -> protocol.Payload:
         """The function's pickle."""
@@ -43,9 +45,6 @@ class Host(Protocol):
 
     def forget(self, attempt: Attempt) -> None:
         """The attempt is not ours any more."""
-
-    def kill_strays(self) -> None:
-        """End processes that outlived their task."""
 
 
 class Lane:
@@ -93,8 +92,8 @@ class Lane:
         room = pool.room
         if pool.fresh:
             room = min(room, self._host.free_slots())
-        offered = False
-        while self.queue and room > 0 and pool.offer(self.queue[0], self._task(self.queue[0])):
+        mailbox, offered = pool.mailbox, False
+        while self.queue and room > 0 and mailbox.offer(self.queue[0], self._task(self.queue[0])):
             self.queue.popleft()
             room -= 1
             offered = True
@@ -167,7 +166,7 @@ class Lane:
 
     def on_crash(self) -> None:
         """What the process had started is to end with it."""
-        self._host.kill_strays()
+        self._host.strays.kill()
 
     def on_late_crash(self, attempt: Attempt, code: int) -> None:
         """The task's outcome stands; that its interpreter could not leave in peace is for the log."""
@@ -188,7 +187,7 @@ class Lane:
         """Give the task up if it has not started."""
         if attempt.state is State.QUEUED:
             self.queue.remove(attempt)
-        elif attempt.state is not State.OFFERED or self._pool is None or not self._pool.take_back(attempt):
+        elif attempt.state is not State.OFFERED or self._pool is None or not self._pool.mailbox.take_back(attempt):
             return False
         elif self._pool.fresh:
             self.running -= 1
@@ -213,7 +212,7 @@ class Lane:
             self._end_harder(attempt, number, grace)
             return
         if self._pool is not None:
-            self._pool.look()  # a reused interpreter may be at another task by now
+            self._pool.mailbox.look()  # a reused interpreter may be at another task by now
         if attempt.end is None:
             self._end_now(attempt, reason, number, grace)
 

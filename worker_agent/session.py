@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from worker_agent import protocol
+from worker_agent import codec, protocol
 from worker_agent.link import Link
 
 #: Seconds between two hellos.
@@ -54,8 +54,8 @@ class AgentSession:
     def _start(self) -> None:
         self.epoch = 0
         self._name = self._new_name()
-        self._link = Link(protocol.encode_message, protocol.cut_message)
-        self._joiner = protocol.Joiner(protocol.Order)
+        self._link = Link(codec.encode_message, codec.cut_message)
+        self._joiner = codec.Joiner(protocol.Order)
         self._lease_ends: float | None = None
         self._speak_at = 0.0
         self._out_since: float | None = None
@@ -95,7 +95,7 @@ class AgentSession:
         if batch is None:
             return None
         self._speak_at = now + self._beat
-        return protocol.make_frame(self._session, self.epoch, batch, now)
+        return codec.make_frame(self._session, self.epoch, batch, now)
 
     def _take_hello(self, now: float) -> bytes | None:
         if now < self._speak_at:
@@ -103,7 +103,7 @@ class AgentSession:
         if self._out_since is None:
             self._out_since = now
         self._speak_at = now + min(HELLO_AGAIN, self._beat)
-        return protocol.unnumbered_frame(self._session, 0, self._hello(self._name), now)
+        return codec.unnumbered_frame(self._session, 0, self._hello(self._name), now)
 
     def may_start(self, now: float) -> bool:
         """Whether tasks may start: not before we have joined, and not when the lease has run out unnoticed."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from executor.core.model import WorkerId
-from worker_agent import protocol
+from worker_agent import codec, protocol
 from worker_agent.link import Link
 
 #: Seconds without contact after which an agent elsewhere ends its tasks.
@@ -38,8 +38,8 @@ class Member:
     route: Any
     heard: float
     patience: float
-    link: Link = field(default_factory=lambda: Link(protocol.encode_message, protocol.cut_message))
-    joiner: protocol.Joiner = field(default_factory=lambda: protocol.Joiner(protocol.Report))
+    link: Link = field(default_factory=lambda: Link(codec.encode_message, codec.cut_message))
+    joiner: codec.Joiner = field(default_factory=lambda: codec.Joiner(protocol.Report))
     echo: float = 0.0
 
 
@@ -85,7 +85,7 @@ class Members:
         """The answer to its hello."""
         lease = self._lease if leased else None
         message = protocol.Welcome(member.epoch, member.hello.name, self._lease / BEATS_PER_LEASE, lease)
-        return protocol.unnumbered_frame(self._session, member.epoch, message, member.echo)
+        return codec.unnumbered_frame(self._session, member.epoch, message, member.echo)
 
     def named(self, name: str) -> Member | None:
         """The member that said hello under this name, if it is one."""
@@ -106,11 +106,11 @@ class Members:
 
     def fence(self, epoch: int) -> bytes:
         """The answer to a frame of an epoch that is over."""
-        return protocol.unnumbered_frame(self._session, 0, protocol.Fence(epoch), 0.0)
+        return codec.unnumbered_frame(self._session, 0, protocol.Fence(epoch), 0.0)
 
     def refuse(self, name: str, text: str) -> bytes:
         """The answer to the hello of an agent that may not join."""
-        return protocol.unnumbered_frame(self._session, 0, protocol.Refuse(name, text), 0.0)
+        return codec.unnumbered_frame(self._session, 0, protocol.Refuse(name, text), 0.0)
 
     def receive(self, frame: protocol.Reports, route: Any, now: float) -> tuple[Member | None, list[protocol.Report]]:
         """Whose frame it is, None for nobody's, and the reports in it that are new.
@@ -136,7 +136,7 @@ class Members:
         batch = member.link.take(now)
         if batch is None:
             return None
-        return protocol.make_frame(self._session, member.epoch, batch, member.echo)
+        return codec.make_frame(self._session, member.epoch, batch, member.echo)
 
     def silent(self, now: float) -> list[Member]:
         """Those that were not heard for too long. The caller removes them.

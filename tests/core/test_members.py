@@ -8,7 +8,7 @@ import pytest
 
 from executor.core.members import LEASE, PATIENCE_PER_LEASE, Member, Members
 from executor.core.model import WorkerId
-from worker_agent import protocol
+from worker_agent import codec, protocol
 from worker_agent.link import RESEND_AFTER
 from worker_agent.protocol import Fence, Finished, Hello, Recall, Refuse, Welcome
 
@@ -38,7 +38,7 @@ def frame(epoch: int, *reports: Any, first: int = 1, clock: float = 100.0, ack: 
 def taken(members: Members, member: Member, now: float) -> protocol.Orders:
     data = members.take(member, now)
     assert data is not None
-    return protocol.decode_orders(data)
+    return codec.decode_orders(data)
 
 
 # ---- joining
@@ -46,7 +46,7 @@ def taken(members: Members, member: Member, now: float) -> protocol.Orders:
 
 def test_who_joins_is_welcomed_with_an_epoch_and_a_lease(members: Members) -> None:
     member, welcome = members.join(make_hello(), W1, "route", 100.0, 0.0, leased=True)
-    orders = protocol.decode_orders(welcome)
+    orders = codec.decode_orders(welcome)
     assert (orders.session, orders.epoch, orders.first, orders.echo) == ("session", 1, 0, 100.0)
     assert orders.messages == [Welcome(1, "a", LEASE / 6, LEASE)]
     assert members.named("a") is member
@@ -56,12 +56,12 @@ def test_who_joins_is_welcomed_with_an_epoch_and_a_lease(members: Members) -> No
 
 def test_who_needs_no_lease_gets_none(members: Members) -> None:
     _, welcome = members.join(make_hello(), W1, "route", 100.0, 0.0, leased=False)
-    assert protocol.decode_orders(welcome).messages == [Welcome(1, "a", LEASE / 6, None)]
+    assert codec.decode_orders(welcome).messages == [Welcome(1, "a", LEASE / 6, None)]
 
 
 def test_a_hello_that_is_repeated_is_a_sign_of_life_and_its_time_is_echoed(members: Members) -> None:
     member = join(members, clock=100.0, now=0.0)
-    frame = protocol.decode_orders(members.welcome_again(member, 140.0, 40.0, leased=True))
+    frame = codec.decode_orders(members.welcome_again(member, 140.0, 40.0, leased=True))
     assert (frame.epoch, frame.echo, member.heard) == (member.epoch, 140.0, 40.0)
     members.welcome_again(member, 120.0, 41.0, leased=True)  # a copy that was late
     assert member.echo == 140.0
@@ -74,14 +74,14 @@ def test_epochs_are_never_given_twice(members: Members) -> None:
 
 
 def test_refusals_and_fences_say_whom_they_mean(members: Members) -> None:
-    assert protocol.decode_orders(members.refuse("a", "no")).messages == [Refuse("a", "no")]
-    assert protocol.decode_orders(members.fence(3)).messages == [Fence(3)]
+    assert codec.decode_orders(members.refuse("a", "no")).messages == [Refuse("a", "no")]
+    assert codec.decode_orders(members.fence(3)).messages == [Fence(3)]
 
 
 def test_the_hub_waits_longer_than_the_lease_that_it_gives() -> None:
     members = Members("session", lease=4.0)
     member = join(members)
-    [welcome] = protocol.decode_orders(members.welcome(member, leased=True)).messages
+    [welcome] = codec.decode_orders(members.welcome(member, leased=True)).messages
     assert isinstance(welcome, protocol.Welcome)
     assert (welcome.lease, member.patience) == (4.0, 6.0)
 
@@ -89,7 +89,7 @@ def test_the_hub_waits_longer_than_the_lease_that_it_gives() -> None:
 def test_an_agent_of_this_machine_has_no_lease_and_a_patience_that_no_lease_shortens() -> None:
     members = Members("session", lease=1.0)
     member, _ = members.join(make_hello(), W1, "route", 100.0, 0.0, leased=False)
-    [welcome] = protocol.decode_orders(members.welcome(member, leased=False)).messages
+    [welcome] = codec.decode_orders(members.welcome(member, leased=False)).messages
     assert isinstance(welcome, protocol.Welcome)
     assert (welcome.lease, member.patience) == (None, 45.0)
 

@@ -37,7 +37,7 @@ from executor.core.model import (
     prefetch,
 )
 from executor.core.scheduler import Scheduler
-from worker_agent import protocol
+from worker_agent import codec, protocol
 from worker_agent.protocol import (
     COMPLETED,
     ERROR,
@@ -104,8 +104,8 @@ class Cluster:
         return self._note(self.scheduler.lost(worker, reason))
 
     def report(self, worker: WorkerId, *reports: Report) -> Wanted:
-        frame = protocol.encode(protocol.Reports(protocol.PROTOCOL, "session", 1, 1, 0, False, 0.0, list(reports)))
-        return self._note(self.scheduler.receive(worker, protocol.decode_reports(frame).messages))
+        frame = codec.encode(protocol.Reports(protocol.PROTOCOL, "session", 1, 1, 0, False, 0.0, list(reports)))
+        return self._note(self.scheduler.receive(worker, codec.decode_reports(frame).messages))
 
     def cancel(self, task: Task) -> Wanted:
         return self._note(self.scheduler.cancel(task.id))

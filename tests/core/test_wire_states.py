@@ -26,7 +26,7 @@ from hypothesis.stateful import (
 
 from executor.core.members import Member, Members
 from executor.core.model import WorkerId
-from worker_agent import link, protocol
+from worker_agent import codec, link, protocol
 from worker_agent.link import Batch, Link
 from worker_agent.session import AgentSession, Incoming
 
@@ -71,7 +71,7 @@ class Conversation(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
-        self.sides = Link(as_it_is, protocol.cut_message), Link(as_it_is, protocol.cut_message)
+        self.sides = Link(as_it_is, codec.cut_message), Link(as_it_is, codec.cut_message)
         self.said: tuple[list[bytes], list[bytes]] = ([], [])
         self.heard: tuple[list[bytes], list[bytes]] = ([], [])
         self.flying: list[tuple[int, Batch]] = []
@@ -274,7 +274,7 @@ class Registration(RuleBasedStateMachine):
         self.to_hub(*self.up.pop(which % len(self.up)))
 
     def to_hub(self, route: int, data: bytes) -> None:
-        frame = protocol.decode_reports(data)
+        frame = codec.decode_reports(data)
         if frame.epoch == 0:
             for hello in frame.messages:
                 assert isinstance(hello, protocol.Hello)
@@ -296,7 +296,7 @@ class Registration(RuleBasedStateMachine):
     def to_agent(self, route: int, data: bytes) -> None:
         agent = next((agent for agent in self.agents if agent.route == route), None)
         if agent is not None:
-            self.obey(agent, agent.session.receive(protocol.decode_orders(data), self.now))
+            self.obey(agent, agent.session.receive(codec.decode_orders(data), self.now))
 
     def fly(self, up: bool, route: int, data: bytes) -> None:
         (self.up if up else self.down).append((route, data))

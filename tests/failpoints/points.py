@@ -56,7 +56,7 @@ CLIENT = (
     Point("hub", "executor.agents:Agents.open"),
     Point("hub", "executor.local:launch"),
     Point("hub", "executor.agents:Agents.launch", "after"),
-    Point("hub", "worker_agent.protocol:decode_reports"),
+    Point("hub", "worker_agent.codec:decode_reports"),
     Point("hub", "executor.core.members:Members.join", "after"),
     Point("hub", "executor.agents:Agents._send"),
     Point("hub", "executor.agents:Agents._send", "after", 3),
@@ -83,15 +83,15 @@ AGENT = (
     Point("supervisor", "worker_agent.supervisor:_reap_all"),
     Point("agent", "worker_agent.supervisor:_become_agent"),
     Point("agent", "worker_agent.spawning:TemplateProcess.__init__", "after"),
-    Point("agent", "worker_agent.agent:Agent._connect"),
-    Point("agent", "worker_agent.agent:Agent._connect", "after"),
-    Point("agent", "worker_agent.protocol:decode_orders"),
+    Point("agent", "worker_agent.wire:Wire.connect"),
+    Point("agent", "worker_agent.wire:Wire.connect", "after"),
+    Point("agent", "worker_agent.codec:decode_orders"),
     Point("agent", "worker_agent.session:AgentSession.receive", "after", 4),
     Point("agent", "worker_agent.session:AgentSession.take", "after", 3),
-    Point("agent", "worker_agent.agent:Agent._send_frames", "before", 4),
+    Point("agent", "worker_agent.wire:Wire._send_frames", "before", 4),
     Point("agent", "worker_agent.link:Link.acknowledged", "before", 3),
     Point("agent", "worker_agent.lane:Lane.resize"),
-    Point("agent", "worker_agent.interpreters:Interpreters.offer", "after", 6),
+    Point("agent", "worker_agent.mailbox:Mailbox.offer", "after", 6),
     Point("agent", "worker_agent.spawning:TemplateProcess.fork", "before", 2),
     Point("agent", "worker_agent.interpreters:Interpreters._on_started", "before", 5),
     Point("agent", "worker_agent.interpreters:Interpreters._on_ended", "before", 5),
@@ -101,7 +101,7 @@ AGENT = (
     Point("agent", "worker_agent.programs:_execute", "before", 2),
     Point("agent", "worker_agent.programs:_execute", "after", 2),
     Point("agent", "worker_agent.agent:Agent._on_reaped", "before", 1),
-    Point("agent", "worker_agent.agent:Agent.kill_strays"),
+    Point("agent", "worker_agent.strays:Strays.kill"),
     Point("agent", "worker_agent.lane:Lane.end"),
     Point("agent", "worker_agent.agent:Agent._on_stop"),
     Point("agent", "worker_agent.agent:Agent._end_everything"),
@@ -128,7 +128,7 @@ INTERPRETER = (
 
 #: With interpreters that are kept: they take the next task before anybody has asked them to.
 REUSED = (
-    Point("agent", "worker_agent.interpreters:Interpreters.offer", "after", 6),
+    Point("agent", "worker_agent.mailbox:Mailbox.offer", "after", 6),
     Point("agent", "worker_agent.interpreters:Interpreters._go_on", "before", 6),
     Point("template", "worker_agent.template:Template._fork", "after", 2),
     Point("interpreter", "worker_agent.channel:take_task", "after", 4),
@@ -139,8 +139,8 @@ REUSED = (
 
 #: With interpreters that are executed one by one.
 SPAWNED = (
-    Point("agent", "worker_agent.interpreters:Interpreters._spawn", "before", 2),
-    Point("agent", "worker_agent.interpreters:Interpreters._spawn", "after", 2),
+    Point("agent", "worker_agent.source:Source._spawn", "before", 2),
+    Point("agent", "worker_agent.source:Source._spawn", "after", 2),
     Point("agent", "worker_agent.interpreters:Interpreters.reaped"),
     Point("interpreter", "worker_agent.runner:prepare", "before", 2),
     Point("interpreter", "worker_agent.runner:Interpreter._send", "before", 5),
@@ -149,7 +149,7 @@ SPAWNED = (
 #: With two agents, one of which is hit while the other one goes on.
 TWO_AGENTS = (
     Point("supervisor", "worker_agent.supervisor:_wait", "before", 2),
-    Point("agent", "worker_agent.agent:Agent._connect", "after", 2),
+    Point("agent", "worker_agent.wire:Wire.connect", "after", 2),
     Point("agent", "worker_agent.session:AgentSession.receive", "after", 6),
     Point("agent", "worker_agent.interpreters:Interpreters._on_started", "after", 6),
     Point("agent", "worker_agent.interpreters:Interpreters._on_ended", "before", 6),
@@ -160,9 +160,9 @@ TWO_AGENTS = (
 INVITED = (
     Point("hub", "executor.network:Network.send", "after", 6),
     Point("hub", "executor.core.members:Members.receive", "after", 8),
-    Point("agent", "worker_agent.protocol:decode_orders", "before", 4),
+    Point("agent", "worker_agent.codec:decode_orders", "before", 4),
     Point("agent", "worker_agent.session:AgentSession.receive", "after", 6),
-    Point("agent", "worker_agent.agent:Agent._send_frames", "before", 8),
+    Point("agent", "worker_agent.wire:Wire._send_frames", "before", 8),
     Point("agent", "worker_agent.link:Link.acknowledged", "after", 6),
     Point("agent", "worker_agent.interpreters:Interpreters._on_ended", "before", 5),
 )

@@ -10,7 +10,7 @@ from judge import Violation
 from process import Process
 
 from executor.core.members import LEASE
-from worker_agent import protocol
+from worker_agent import codec, protocol
 from worker_agent.session import NOTHING, AgentSession, Incoming
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class Agent(Process):
     def on_frame(self, data: bytes, route: int) -> None:
         """A frame of the hub has arrived."""
         if route == self.route:
-            frame = protocol.decode_orders(data)
+            frame = codec.decode_orders(data)
             self.world.judge.hear(self.session._link, len(frame.messages))
             self._obey(self.session.receive(frame, self.time))
             self._go_to_sleep()

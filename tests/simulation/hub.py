@@ -14,7 +14,7 @@ from executor.core import effects
 from executor.core.members import LEASE, Member, Members
 from executor.core.model import Task, TaskState, WorkerId
 from executor.core.scheduler import Scheduler
-from worker_agent import protocol
+from worker_agent import codec, protocol
 
 if TYPE_CHECKING:
     from node import Node
@@ -146,7 +146,7 @@ class Hub(Process):
 
     def on_frame(self, data: bytes, route: int, agent: Agent, name: str, sent: float) -> None:
         """A frame of an agent has arrived, which was sent under this name at this time."""
-        frame = protocol.decode_reports(data)
+        frame = codec.decode_reports(data)
         if frame.epoch == 0:
             for hello in frame.messages:
                 assert isinstance(hello, protocol.Hello)

@@ -1,0 +1,55 @@
+"""Strays: processes that became the agent's children because the task that started them is gone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable
+
+from worker_agent import processes
+from worker_agent.attempt import State
+from worker_agent.programs import Programs, task_identity
+
+#: Seconds that processes which were killed may take to end, before the next attempt of their task may start.
+PATIENCE = 0.2
+
+
+class Strays:
+    """Finds them among the agent's children, and ends them."""
+
+    def __init__(self, programs: Programs, owns: Callable[[int], bool]) -> None:
+        """``owns`` says of a process whether the agent itself has started it."""
+        self._children = processes.OwnChildren()
+        self._programs = programs
+        self._owns = owns
+
+    def kill(self) -> None:
+        """End all that there are.
+
+        What a running program started may be our child too (a daemon's double fork): it carries the task's variables
+        in its environment, or is in the program's session.
+        """
+        sessions = {attempt.pid for attempt in self._programs.running_attempts()}
+        strays = [pid for pid in self._children.pids() if not self._owns(pid)]
+        strays = [pid for pid in strays if not self._belongs_to_running(pid, sessions)]
+        for pid in strays:
+            processes.kill_tree(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if strays:
+            processes.wait_for_ends(strays, PATIENCE)
+
+    def _belongs_to_running(self, pid: int, sessions: set[int]) -> bool:
+        try:
+            if os.getsid(pid) in sessions:
+                return True
+            with open(f"/proc/{pid}/environ", "rb") as file:
+                variables = file.read().split(b"\0")
+        except OSError:
+            return False
+        for attempt in self._programs.running_attempts():
+            marks = [f"{name}={value}".encode() for name, value in task_identity(attempt.order).items()]
+            if all(mark in variables for mark in marks):
+                return attempt.state is not State.ENDED
+        return False
