@@ -73,7 +73,7 @@ def modules(prefix: str) -> list[str]:
 def test_the_core_imports_nothing_that_can_do_io(name: str) -> None:
     assert not PURE & IMPURE
     assert foreign(name) <= PURE
-    pure = {"worker_agent.codec", "worker_agent.protocol", "worker_agent.link"}
+    pure = {"worker_agent.codec", "worker_agent.link", "worker_agent.pools", "worker_agent.protocol"}
     assert all(each in pure or each.startswith("executor.core.") for each in ours(name))
 
 
@@ -141,8 +141,8 @@ def test_a_module_with_few_users_keeps_them_few(name: str, importers: set[str]) 
 
 def test_the_client_uses_of_the_agent_what_both_sides_share() -> None:
     names = (
-        "amounts", "bodies", "cgroups", "codec", "connection", "dialing", "directories", "link", "output", "pieces",
-        "processes", "protocol", "runner", "store",
+        "amounts", "bodies", "cgroups", "codec", "connection", "declared", "detection", "dialing", "directories",
+        "link", "output", "pieces", "pools", "processes", "protocol", "runner", "store",
     )  # fmt: skip
     shared = {f"worker_agent.{name}" for name in names}
     used = {each for name in modules("executor") for each in ours(name) if each.startswith("worker_agent")}
