@@ -26,6 +26,7 @@ from executor.network import SparingLog
 from executor.strangers import Strangers, mismatch
 from executor.worker import Event, Gone, Joined, Reported, Worker
 from worker_agent import codec, protocol
+from worker_agent.pools import Pool
 
 log = logging.getLogger("executor")
 
@@ -36,7 +37,7 @@ LAUNCH_AGAIN = 1.0
 #: Seconds that an agent may take to leave when all is done, beyond the grace of its tasks.
 STOP_PATIENCE = 5.0
 #: Bytes of the longest hello.
-HELLO_LIMIT = 4096
+HELLO_LIMIT = 64 * 1024
 #: Seconds that a registration over the network lasts at least: no lease is shorter.
 STAY = 1.0
 #: Of an epoch, so many bits are drawn.
@@ -64,8 +65,8 @@ class Agents:
         self._by_pidfd: dict[int, Worker] = {}
         self._ended: list[Worker] = []
         self._numbers = iter(range(1, 2**62)).__next__
-        #: when to start agents that could not be started, and with how many slots
-        self._owed: list[tuple[float, int]] = []
+        #: when to start agents that could not be started, and with which pools
+        self._owed: list[tuple[float, list[Pool]]] = []
         self._log = SparingLog()
         self._strangers = Strangers()
         #: what was opened, to be closed in turn, though the next thing could not be opened
@@ -77,8 +78,8 @@ class Agents:
     def __getitem__(self, worker: WorkerId) -> Worker:
         return self._workers[worker]
 
-    def open(self, slots: Sequence[int]) -> None:
-        """Listen, and start an agent here for each number of slots."""
+    def open(self, pools: Sequence[list[Pool]]) -> None:
+        """Listen, and start an agent here for each of the lists of pools."""
         context = zmq.Context()
         self._opened.callback(context.term)
         self._socket = context.socket(zmq.ROUTER)
@@ -89,32 +90,32 @@ class Agents:
             self._socket.setsockopt(option, value)
         self._socket.bind(f"ipc://{self._directories.endpoint_path}")
         self._epoll.register(int(self._socket.getsockopt(zmq.FD)), select.EPOLLIN)
-        for each in slots:
+        for each in pools:
             self.launch(each)
 
-    def launch(self, slots: int) -> None:
+    def launch(self, pools: list[Pool]) -> None:
         """Start an agent here. Raises OSError if that cannot be done."""
-        launch = local.launch(self._session, self._directories, slots)
-        worker = Worker(WorkerId(self._numbers()), launch, slots, time.monotonic())
+        launch = local.launch(self._session, self._directories, pools)
+        worker = Worker(WorkerId(self._numbers()), launch, pools, time.monotonic())
         self._workers[worker.id] = worker
         self._by_pidfd[launch.pidfd] = worker
         self._epoll.register(launch.pidfd, select.EPOLLIN)
 
-    def replace(self, slots: int) -> None:
+    def replace(self, pools: list[Pool]) -> None:
         """Start an agent in place of one that is gone, as soon as that can be done."""
         try:
-            self.launch(slots)
+            self.launch(pools)
         except OSError as error:
             self._log.warning("launch", "no agent can be started just now, it is tried again: %s", error)
-            self._owed.append((time.monotonic() + LAUNCH_AGAIN, slots))
+            self._owed.append((time.monotonic() + LAUNCH_AGAIN, pools))
 
     def _replace_owed(self, now: float) -> None:
         owed, self._owed = self._owed, []
-        for at, slots in owed:
+        for at, pools in owed:
             if now < at:
-                self._owed.append((at, slots))
+                self._owed.append((at, pools))
             else:
-                self.replace(slots)
+                self.replace(pools)
 
     # --- what they say ------------------------------------------------------------------------------------------------
 
@@ -231,7 +232,7 @@ class Agents:
     def _place(self, hello: protocol.Hello, route: Route) -> Worker | None:
         """The worker that an agent becomes: one that was started here, or a new one that was invited."""
         if route.user:
-            return Worker(WorkerId(self._numbers()), None, max(1, hello.slots), time.monotonic())
+            return Worker(WorkerId(self._numbers()), None, hello.pools, time.monotonic())
         started = (each for each in self if each.launch is not None and each.launch.id == hello.launch)
         return next(started, None)
 

@@ -6,23 +6,36 @@ what was expected.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from executor.options import is_text, parse_duration
 from executor.program import Program
-from worker_agent import cgroups
+from worker_agent import detection
+from worker_agent.declared import parse_pools
+from worker_agent.pools import Pool
 
 
-def check_workers(max_workers: int | None) -> int:
-    """How many tasks run at a time."""
+def check_workers(max_workers: int | None) -> int | None:
+    """How many tasks run at a time, if that is said."""
     if max_workers is None:
-        return cgroups.usable_cpus()
+        return None
     if isinstance(max_workers, bool) or not isinstance(max_workers, int):
         raise TypeError(f"max_workers={max_workers!r}: expected an int, or None for all usable CPUs")
     if max_workers <= 0:
         raise ValueError(f"max_workers must be greater than 0, not {max_workers}")
     return max_workers
+
+
+def check_resources(resources: Mapping[str, Any] | None, max_workers: int | None) -> list[Pool]:
+    """What agents here have: what is declared, else what is found; ``max_workers`` CPUs if that is said."""
+    if resources is not None and not isinstance(resources, Mapping):
+        raise TypeError(f"resources={resources!r}: expected a mapping of names to what there is, such as {{'fpga': 2}}")
+    declared = {pool.name: pool for pool in parse_pools(resources or {})}
+    if max_workers is not None and "cpus" in declared:
+        raise ValueError(f"max_workers={max_workers} and resources={{'cpus': ...}}: say only one of them")
+    pools = list({**{pool.name: pool for pool in detection.detect()}, **declared}.values())
+    return pools if max_workers is None else detection.limited(pools, max_workers)
 
 
 def check_context(context: Any) -> str:
@@ -40,12 +53,12 @@ def check_initializer(initializer: Any) -> None:
         raise TypeError("initializer must be a callable")
 
 
-def check_agents(agents: Any, max_workers: int) -> int:
+def check_agents(agents: Any, cpus: int) -> int:
     """How many agents are started here."""
     if isinstance(agents, bool) or not isinstance(agents, int):
         raise TypeError(f"agents={agents!r}: expected a number of agents on this machine, such as 2")
-    if not 0 <= agents <= max_workers:
-        raise ValueError(f"agents={agents}: expected 0 to max_workers={max_workers}; each runs one task at least")
+    if not 0 <= agents <= cpus:
+        raise ValueError(f"agents={agents}: expected 0 to {cpus}, the number of CPUs; each agent has one at least")
     return agents
 
 

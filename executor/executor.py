@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any, NoReturn
 
@@ -26,6 +26,7 @@ from executor.checks import (
     check_max_tasks,
     check_preload,
     check_program_call,
+    check_resources,
     check_workers,
 )
 from executor.core.members import LEASE
@@ -39,7 +40,8 @@ from executor.mapping import chain, results_of
 from executor.options import DEVNULL, Stream, TaskOptions, is_text, make_options
 from executor.program import Program
 from executor.worker import WorkerInfo
-from worker_agent import processes, protocol
+from worker_agent import detection, processes, protocol
+from worker_agent.pools import UNIT
 
 if sys.platform != "linux":
     raise ImportError("HPCExecutor runs on Linux only: it stands on pidfds, sub-reapers and SEQPACKET sockets")
@@ -135,7 +137,7 @@ class _Tasks(Executor):
 class HPCExecutor(_Tasks):
     """Runs functions in interpreters of their own, and programs; a drop-in for ``ProcessPoolExecutor``.
 
-    :param max_workers: how many tasks run at a time; default: the CPUs that this process may really use.
+    :param max_workers: how many tasks with one CPU run at a time; default: the CPUs that this process may really use.
     :param mp_context: a multiprocessing context; "spawn" executes each interpreter, any other (and None) forks it
         from a template interpreter.
     :param initializer: called as ``initializer(*initargs)`` once in each interpreter. If it raises, the executor is
@@ -144,8 +146,10 @@ class HPCExecutor(_Tasks):
         number.
     :param preload: names of modules that the template imports, so that tasks find them there.
     :param kill_grace: seconds between a signal to a task (time limit, kill) and SIGKILL.
-    :param agents: how many agents are started on this machine; they share ``max_workers`` evenly. 0: none, all
+    :param agents: how many agents are started on this machine; they share what it has evenly. 0: none, all
         are invited.
+    :param resources: what this machine has beyond what is found, or in its place: names and what there is, such as
+        ``{"fpga": "[a, b]", "memory": "16GiB"}``; see docs/resources.md.
     :param lease: a duration, at least 1 s: an agent elsewhere that is so long without contact ends its tasks; half
         as long after that they are given to others.
     :raises TypeError, ValueError: for arguments that make no sense.
@@ -164,9 +168,11 @@ class HPCExecutor(_Tasks):
         preload: Sequence[str] = (),
         kill_grace: float = 2.0,
         agents: int = 1,
+        resources: Mapping[str, Any] | None = None,
         lease: float | str = LEASE,
     ) -> None:
-        self._max_workers = check_workers(max_workers)
+        self._pools = check_resources(resources, check_workers(max_workers))
+        self._max_workers = sum(pool.total // UNIT for pool in self._pools if pool.name == "cpus")
         self._start_method = check_context(mp_context)
         check_initializer(initializer)
         self._initializer = None if initializer is None else pack_initializer(initializer, initargs)
@@ -296,7 +302,8 @@ class HPCExecutor(_Tasks):
             return self._hub
 
     def _start_hub(self) -> Hub:
-        hub = Hub(_divide(self._max_workers, self._agents), self._kill_grace, self._lease)
+        pools = detection.divided(self._pools, self._agents) if self._agents else []
+        hub = Hub(pools, self._kill_grace, self._lease)
         hub.start()
         _hubs.add(hub)
         weakref.finalize(self, _close_unless_forked, os.getpid(), hub).atexit = False
@@ -410,11 +417,6 @@ class BoundExecutor(_Tasks):
 
 
 # --- small things -----------------------------------------------------------------------------------------------------
-
-
-def _divide(workers: int, agents: int) -> list[int]:
-    """How many tasks each agent runs at a time."""
-    return [workers // agents + (number < workers % agents) for number in range(agents)]
 
 
 def _name(fn: Any) -> str:

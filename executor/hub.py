@@ -17,7 +17,7 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from executor import local
@@ -37,6 +37,7 @@ from executor.transfers import Transfers, check_error, check_outcome
 from executor.unsettled import Unsettled
 from executor.worker import Gone, Joined, Reported, Worker, WorkerInfo
 from worker_agent import bodies, protocol
+from worker_agent.pools import UNIT, Pool
 
 log = logging.getLogger("executor")
 
@@ -51,8 +52,8 @@ _Answer = TypeVar("_Answer")
 class Hub:
     """Everything behind an executor. Public methods may be called from any thread."""
 
-    def __init__(self, slots: Sequence[int], kill_grace: float, lease: float) -> None:
-        """``slots``: for each agent to be started here, how many tasks it runs at a time."""
+    def __init__(self, pools: Sequence[list[Pool]], kill_grace: float, lease: float) -> None:
+        """``pools``: for each agent to be started here, what it has."""
         self.session = secrets.token_hex(16)
         self.directories = local.SessionDirectories()
         self.payloads = Payloads(self.directories.stores)
@@ -63,7 +64,7 @@ class Hub:
         self.inbox = Inbox()
         #: why no more tasks are taken, if so
         self.broken: BaseException | None = None
-        self._slots = slots
+        self._pools = pools
         self._kill_grace = kill_grace
         self._core = Scheduler()
         #: the last step had new tasks: more may follow
@@ -98,7 +99,7 @@ class Hub:
 
     def withdraw(self, task_id: int) -> None:
         """A task was cancelled before it was sent."""
-        self.inbox.post(lambda: self._perform(self._core.cancel(task_id)))
+        self.inbox.post(lambda: self._perform(self._core.cancel(task_id, time.monotonic())))
 
     def recall(self, task_id: int) -> bool:
         """Fetch a task back that was sent; whether it will never run. Waits for the agent's answer."""
@@ -109,7 +110,7 @@ class Hub:
     def kill(self, task_id: int, number: int, grace: float | None) -> None:
         """End a task."""
         patience = self._kill_grace if grace is None else grace
-        self.inbox.post(lambda: self._perform(self._core.kill(task_id, number, patience)))
+        self.inbox.post(lambda: self._perform(self._core.kill(task_id, number, patience, time.monotonic())))
 
     def close(self) -> None:
         """End when all tasks have ended."""
@@ -147,20 +148,25 @@ class Hub:
         self, count: int, seconds: float, host: str | None, port: int | None, imports: list[str]
     ) -> Invitation:
         """Let agents join over the network. Waits for the hub; raises what it raises."""
-        answer: queue.SimpleQueue[Invitation | Exception] = queue.SimpleQueue()
-
-        def invite() -> None:
-            try:
-                answer.put(self._agents.invitations.invite(count, seconds, host, port, imports))
-            except Exception as error:
-                answer.put(error)
-
-        self.inbox.post(invite)
-        given = self._wait_answer(answer)
+        given = self._call(lambda: self._agents.invitations.invite(count, seconds, host, port, imports))
         if given is None:
             raise RuntimeError("the executor has ended")
-        if isinstance(given, Exception):
-            raise given
+        return given
+
+    def _call(self, function: Callable[[], _Answer]) -> _Answer | None:
+        """Have the hub's thread call a function; None if it has ended. Raises what the function raises."""
+        answer: queue.SimpleQueue[tuple[_Answer | None, Exception | None]] = queue.SimpleQueue()
+
+        def call() -> None:
+            try:
+                answer.put((function(), None))
+            except Exception as error:
+                answer.put((None, error))
+
+        self.inbox.post(call)
+        given, error = self._wait_answer(answer) or (None, None)
+        if error is not None:
+            raise error
         return given
 
     def _wait_answer(self, answer: queue.SimpleQueue[_Answer]) -> _Answer | None:
@@ -178,11 +184,21 @@ class Hub:
 
     def workers(self) -> list[WorkerInfo]:
         """The agents that have joined."""
-        return [
-            WorkerInfo(worker.member.hello.host, worker.member.hello.pid, worker.slots, worker.launch is not None)
-            for worker in self._agents
-            if worker.member is not None
-        ]
+        return self._call(self._describe_all) or []
+
+    def _describe_all(self) -> list[WorkerInfo]:
+        return [self._describe(worker) for worker in self._agents if worker.member is not None]
+
+    def _describe(self, worker: Worker) -> WorkerInfo:
+        assert worker.member is not None
+        hello = worker.member.hello
+        known = self._core.workers.get(worker.id)
+        ends = None if known is None or known.ends is None else time.time() + known.ends - time.monotonic()
+        resources = {pool.name: pool.total / UNIT for pool in worker.pools}
+        free = {name: known.free.amount(name) / UNIT for name in resources} if known is not None else {}
+        return WorkerInfo(
+            hello.host, hello.pid, worker.launch is not None, hello.python, hello.group, ends, resources, free
+        )
 
     # --- the thread ---------------------------------------------------------------------------------------------------
 
@@ -203,7 +219,7 @@ class Hub:
                 self._gone.set()
 
     def _open(self) -> None:
-        self._agents.open(self._slots)
+        self._agents.open(self._pools)
         self._epoll.register(self.inbox.fd, select.EPOLLIN)
 
     def _finished(self) -> bool:
@@ -213,7 +229,10 @@ class Hub:
         self._wait(self.delivery.look_after())
         self._take_inbox()
         self._receive()
-        self._agents.flush(time.monotonic())
+        now = time.monotonic()
+        if (due := self._core.due()) is not None and due <= now:
+            self._perform(self._core.tick(now))
+        self._agents.flush(now)
         self._unsettled.hand_over_news()
 
     def _wait(self, patience: float | None) -> None:
@@ -225,7 +244,7 @@ class Hub:
         elif dozing:
             patience = min(patience or DOZE, DOZE)
         else:
-            due = self._agents.due()
+            due = min(filter(None, (self._agents.due(), self._core.due())), default=None)
             if due is not None:
                 patience = max(0.0, min(due - time.monotonic(), patience or due))
         ready = self._epoll.poll(patience)
@@ -256,7 +275,7 @@ class Hub:
             for task in tasks:
                 self._unsettled.settle(task, self.broken)
         else:
-            self._perform(self._core.submit(tasks))
+            self._perform(self._core.submit(tasks, time.monotonic()))
         tasks.clear()
 
     # --- the wire -----------------------------------------------------------------------------------------------------
@@ -268,9 +287,15 @@ class Hub:
             elif isinstance(event, Joined):
                 self._failed_launches = 0
                 self._take_in(event.worker)
-                self._perform(self._core.joined(event.worker.id, event.worker.slots))
+                self._on_joined(event.worker)
             else:
                 self._on_agent_end(event)
+
+    def _on_joined(self, worker: Worker) -> None:
+        assert worker.member is not None
+        now, hello = time.monotonic(), worker.member.hello
+        ends = None if hello.remaining is None else now + hello.remaining
+        self._perform(self._core.joined(worker.id, worker.pools, now, ends, hello.group))
 
     def _take_in(self, worker: Worker) -> None:
         """An agent that does not see our files gets them in pieces."""
@@ -278,7 +303,7 @@ class Hub:
             return
 
         def fail(finished: protocol.Finished) -> None:  # in the midst of sending: later
-            self.inbox.items.append(lambda: self._perform(self._core.receive(worker.id, [finished])))
+            self.inbox.items.append(lambda: self._perform(self._core.receive(worker.id, [finished], time.monotonic())))
 
         worker.transfers = Transfers(worker.member.link, self.directories.stores, fail)
 
@@ -286,7 +311,7 @@ class Hub:
         if worker.transfers is not None:
             reports = worker.transfers.take_reports(reports)
         reports = [report for report in reports if self._listens(worker, report)]
-        self._perform(self._core.receive(worker.id, reports))
+        self._perform(self._core.receive(worker.id, reports, time.monotonic()))
 
     def _listens(self, worker: Worker, report: protocol.Report) -> bool:
         """Whether the report is for the core; what is for the log, or for us, is seen to."""
@@ -324,7 +349,8 @@ class Hub:
     def _report_unsaid(self) -> list[effects.Effect]:
         """Tasks that were cancelled before they were sent: they never reach the agent, so its answer is known."""
         unsaid, self._orders.unsaid = self._orders.unsaid, []
-        return [effect for worker, report in unsaid for effect in self._core.receive(worker, [report])]
+        now = time.monotonic()
+        return [effect for worker, report in unsaid for effect in self._core.receive(worker, [report], now)]
 
     # --- wishes -------------------------------------------------------------------------------------------------------
 
@@ -333,14 +359,14 @@ class Hub:
             answer.put(False)
             return
         self._unsettled.add_answer(task_id, answer)
-        self._perform(self._core.cancel(task_id))
+        self._perform(self._core.cancel(task_id, time.monotonic()))
 
     def _cancel_pending(self) -> None:
         for task in list(self._core.tasks.values()):
             request: Request = task.body
             if request.future.mark_cancelled():
                 self._unsettled.news.append((request, CANCELLED))
-                self._perform(self._core.cancel(task.id))
+                self._perform(self._core.cancel(task.id, time.monotonic()))
 
     def _terminate(self, number: int, grace: float) -> None:
         self.broken = self.broken or ExecutorTerminated("terminate_workers() or kill_workers() has ended the executor")
@@ -357,7 +383,7 @@ class Hub:
     def _on_agent_end(self, gone: Gone) -> None:
         if gone.worker.launch is None:
             log.log(logging.DEBUG if self._finished() else logging.WARNING, "%s", gone.reason)
-            self._perform(self._core.lost(gone.worker.id, gone.reason))
+            self._perform(self._core.lost(gone.worker.id, gone.reason, time.monotonic()))
             return
         if gone.worker.member is None:
             self._failed_launches += 1
@@ -366,8 +392,8 @@ class Hub:
             return
         if not self._closing or self._core.tasks:
             log.warning("%s; another one is started. Its log: %s", gone.reason, gone.log or "(empty)")
-            self._agents.replace(gone.worker.slots)
-        self._perform(self._core.lost(gone.worker.id, gone.reason))
+            self._agents.replace(gone.worker.pools)
+        self._perform(self._core.lost(gone.worker.id, gone.reason, time.monotonic()))
 
     # --- ends ---------------------------------------------------------------------------------------------------------
 

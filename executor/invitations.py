@@ -71,7 +71,7 @@ class Invitations:
         public, secret = network.grant(launch, count, time.monotonic() + seconds)
         connection = Connection(
             protocol=protocol.PROTOCOL, endpoints=network.endpoints, session=self._session, launch=launch, client_pid=0,
-            client_start=0, directory=self._directories.main, stores=self._directories.stores, slots=0,
+            client_start=0, directory=self._directories.main, stores=self._directories.stores,
             path=local.absolute_path(), imports=imports, server_key=network.server_key.decode(),
             public_key=public.decode(), secret_key=secret.decode(),
         )  # fmt: skip

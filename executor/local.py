@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from worker_agent import directories, interpreter, processes, protocol
 from worker_agent.connection import Connection, write_connection
+from worker_agent.pools import Pool
 
 _SCRIPT = os.path.abspath(interpreter.__file__)
 #: The longest path that a unix socket can have.
@@ -92,13 +93,12 @@ def absolute_path() -> list[str]:
     return [folder for folder in sys.path if os.path.isabs(folder)]
 
 
-def launch(session: str, own: SessionDirectories, slots: int) -> Launch:
-    """Start an agent with ``slots`` places on this machine. Raises OSError if that cannot be done."""
+def launch(session: str, own: SessionDirectories, pools: list[Pool]) -> Launch:
+    """Start an agent on this machine that has these pools. Raises OSError if that cannot be done."""
     connection = Connection(
         protocol=protocol.PROTOCOL, endpoints=[f"ipc://{own.endpoint_path}"], session=session,
         launch=secrets.token_hex(8), client_pid=os.getpid(), client_start=processes.start_time(os.getpid()) or 0,
-        directory=own.main, stores=own.stores, slots=slots,
-        path=absolute_path(),
+        directory=own.main, stores=own.stores, pools=pools, path=absolute_path(),
     )  # fmt: skip
     log = os.path.join(own.main, f"agent-{connection.launch}.log")
     with open(log, "wb") as stderr:

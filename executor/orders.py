@@ -14,6 +14,7 @@ from executor.agents import Agents
 from executor.calls import Request
 from executor.core import effects
 from executor.core.model import Task, WorkerId
+from executor.resources import request_texts
 from executor.transfers import Transfers
 from worker_agent import protocol
 
@@ -35,7 +36,8 @@ class Orders:
         return {
             effects.Start: self._on_start,
             effects.OpenLane: self._on_open,
-            effects.ResizeLane: self._on_resize,
+            effects.GivePlaces: self._on_give,
+            effects.TakePlaces: self._on_take,
             effects.CloseLane: self._on_close,
             effects.RecallTask: self._on_recall,
             effects.KillTask: self._on_kill,
@@ -51,7 +53,7 @@ class Orders:
         if function is not None and function.id not in worker.functions:
             worker.functions.add(function.id)
             worker.send(protocol.Define(function.id, function.body))
-        run = protocol.Run(effect.lane, task.id, task.attempt, request.order_body(), request.settings)
+        run = protocol.Run(effect.lane.id, task.id, task.attempt, request.order_body(), request.settings)
         if worker.transfers is not None and (payloads := request.payloads()):
             self._transfers[task.id] = worker.transfers
             worker.transfers.send(run, payloads)
@@ -59,17 +61,22 @@ class Orders:
             worker.send(run)
 
     def _on_open(self, effect: effects.OpenLane) -> None:
-        worker = self._agents[effect.worker]
-        if effect.environment not in worker.environments:
-            worker.environments.add(effect.environment)
-            worker.send(self._environments[effect.environment])
-        worker.send(protocol.Open(effect.lane, effect.environment, effect.width))
+        worker, lane = self._agents[effect.worker], effect.lane
+        environment = lane.of.environment
+        if environment not in worker.environments:
+            worker.environments.add(environment)
+            worker.send(self._environments[environment])
+        variant = lane.variant if len(lane.of.variants) > 1 else None
+        worker.send(protocol.Open(lane.id, environment, request_texts(lane.needs), variant))
 
-    def _on_resize(self, effect: effects.ResizeLane) -> None:
-        self._agents[effect.worker].send(protocol.Resize(effect.lane, effect.width))
+    def _on_give(self, effect: effects.GivePlaces) -> None:
+        self._agents[effect.worker].send(protocol.Give(effect.lane.id, effect.places))
+
+    def _on_take(self, effect: effects.TakePlaces) -> None:
+        self._agents[effect.worker].send(protocol.Take(effect.lane.id, effect.count))
 
     def _on_close(self, effect: effects.CloseLane) -> None:
-        self._agents[effect.worker].send(protocol.Close(effect.lane))
+        self._agents[effect.worker].send(protocol.Close(effect.lane.id))
 
     def _on_recall(self, effect: effects.RecallTask) -> None:
         task = effect.task

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Hashable
 
 from worker_agent import processes, protocol
+from worker_agent.pools import trouble_with
 
 #: Seconds between two answers to the same stranger: who asks and never reads would fill our memory.
 ANSWER_EVERY = 0.1
@@ -37,6 +38,8 @@ def mismatch(hello: protocol.Hello) -> str:
     pickler = processes.version_of("cloudpickle") if hello.cloudpickle else ""
     if pickler and hello.cloudpickle.split(".")[0] != pickler.split(".")[0]:
         return f"it has cloudpickle {hello.cloudpickle}, and the client {pickler}"
+    if trouble := trouble_with(hello.pools):
+        return trouble
     if hello.missing:
         return f"it has no module {', '.join(hello.missing)}, which preload names: install it there"
     return ""

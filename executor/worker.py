@@ -10,6 +10,7 @@ from executor.core.members import Member
 from executor.core.model import WorkerId
 from executor.transfers import Transfers
 from worker_agent import protocol
+from worker_agent.pools import Pool
 
 
 @dataclass(slots=True, eq=False)
@@ -18,7 +19,7 @@ class Worker:
 
     id: WorkerId
     launch: local.Launch | None
-    slots: int
+    pools: list[Pool]
     started: float
     member: Member | None = None
     functions: set[int] = field(default_factory=set)
@@ -39,12 +40,26 @@ class Worker:
 
 @dataclass(frozen=True, slots=True)
 class WorkerInfo:
-    """An agent that has joined: its host and process, how many tasks it runs at a time, whether it was started here."""
+    """An agent that has joined.
+
+    Its host and process, whether it was started by this executor here, its Python, its group (see the option
+    ``nodes``), when it has to leave (seconds since the epoch; None: nobody knows), how much it has of each resource,
+    and how much of that no lane has.
+    """
 
     host: str
     pid: int
-    slots: int
     local: bool
+    python: str
+    group: str
+    ends: float | None
+    resources: dict[str, float]
+    free: dict[str, float]
+
+    @property
+    def slots(self) -> int:
+        """How many tasks with one CPU it runs at a time."""
+        return int(self.resources.get("cpus", 0))
 
 
 class Joined(NamedTuple):

@@ -19,12 +19,13 @@ from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from typing import Any
 
-from worker_agent import bodies, cgroups, directories, environments, processes, protocol, spawning, store
+from worker_agent import bodies, detection, directories, environments, grants, processes, protocol, spawning, store
 from worker_agent.attempt import Attempt
 from worker_agent.connection import Connection
 from worker_agent.lane import Lane
 from worker_agent.loop import Loop
 from worker_agent.pieces import Received, read_pieces
+from worker_agent.places import Ledger
 from worker_agent.programs import Programs
 from worker_agent.session import NOTHING, AgentSession, Incoming
 from worker_agent.strays import Strays
@@ -57,7 +58,8 @@ class Agent:
         self._stores = own or connection.stores
         #: the payloads that were sent to us, if we do not see the session's files
         self._received = Received(own) if own else None
-        self._slots = connection.slots or cgroups.usable_cpus()
+        self._pools = connection.pools or detection.detect()
+        self.ledger = Ledger(self._pools)
         self._session = AgentSession(connection.session, self._hello, lambda: secrets.token_hex(8))
         self._wire = Wire(self.loop, self._session, connection)
         self._process = process
@@ -83,7 +85,8 @@ class Agent:
             protocol.Define: self._on_define,
             protocol.Forget: self._on_forget,
             protocol.Open: self._on_open,
-            protocol.Resize: self._on_resize,
+            protocol.Give: self._on_give,
+            protocol.Take: self._on_take,
             protocol.Close: self._on_close,
             protocol.Run: self._on_run,
             protocol.Recall: self._on_recall,
@@ -117,7 +120,8 @@ class Agent:
         invited = not self._connection.client_pid  # the others have the client's own: to look it up takes a while
         return protocol.Hello(
             launch=self._connection.launch, process=self._process, name=name, host=socket.gethostname(),
-            pid=os.getpid(), python=sys.version.split()[0], slots=self._slots,
+            pid=os.getpid(), python=sys.version.split()[0], pools=self._pools, group=grants.default_group(os.environ),
+            remaining=grants.remaining_seconds(os.environ, time.time()),
             cloudpickle=processes.version_of("cloudpickle") if invited else "",
             shares=self._received is None, missing=[each for each in self._connection.imports if not _is_here(each)],
         )  # fmt: skip
@@ -268,8 +272,7 @@ class Agent:
         environment = self._environments[order.environment]
         early = self._take_early(environment)
         setup = environments.make_setup(environment, self._stores)
-        lane = self._lanes[order.lane] = Lane(self, order.lane, environment, setup, early)
-        lane.resize(order.width)
+        self._lanes[order.lane] = Lane(self, order, environment, setup, early)
 
     def _take_early(self, environment: protocol.Prepare) -> spawning.TemplateProcess | None:
         """The template that was started first, for the first lane; if it is not one that this lane can use, it ends."""
@@ -279,8 +282,11 @@ class Agent:
         early.discard()
         return None
 
-    def _on_resize(self, order: protocol.Resize) -> None:
-        self._lanes[order.lane].resize(order.width)
+    def _on_give(self, order: protocol.Give) -> None:
+        self._lanes[order.lane].give(order.places)
+
+    def _on_take(self, order: protocol.Take) -> None:
+        self._lanes[order.lane].take(order.count)
 
     def _on_close(self, order: protocol.Close) -> None:
         self._closing.add(order.lane)
@@ -363,19 +369,15 @@ class Agent:
         """The file of a payload on this node. Raises OSError if it is not here."""
         return stored.path if self._received is None else self._received.path(stored.path, stored.size)
 
-    def free_slots(self) -> int:
-        """How many more tasks may run now."""
-        return self._slots - sum(lane.running for lane in self._lanes.values())
-
     def start_ready(self) -> None:
         """Let every lane start what it can."""
         if not self._session.may_start(time.monotonic()):
             return
-        for lane in self._lanes.values():
-            if lane.queue:
-                lane.start_ready()
         if self._closing:
             self._close_idle_lanes()
+        for lane in self._lanes.values():
+            if lane.waits:
+                lane.start_ready()
         self._leave_if_done()
 
     def forget(self, attempt: Attempt) -> None:
@@ -387,7 +389,7 @@ class Agent:
 
     def _on_program_end(self, attempt: Attempt) -> None:
         self.strays.kill()
-        self._lanes[attempt.order.lane].on_free()
+        self._lanes[attempt.order.lane].on_free(attempt)
 
     def _reap(self) -> None:
         """Everything that ended."""

@@ -9,6 +9,7 @@ from typing import Protocol
 from worker_agent import protocol
 from worker_agent.loop import Timer
 from worker_agent.output import HeadTail
+from worker_agent.pools import Place
 
 
 class Reporter(Protocol):
@@ -38,7 +39,7 @@ class Attempt:
 
     __slots__ = (
         "_announced", "_reporter", "deadline", "end", "ended", "grace", "order", "outputs", "pending_kill", "pid",
-        "settings", "started", "state",
+        "place", "settings", "started", "state",
     )  # fmt: skip
 
     def __init__(self, order: protocol.Run, reporter: Reporter) -> None:
@@ -47,6 +48,8 @@ class Attempt:
         self._announced = False
         self.settings = order.settings or protocol.DEFAULT_SETTINGS
         self.state = State.QUEUED
+        #: where it runs, unless that is its interpreter's place
+        self.place: Place | None = None
         self.pid = 0
         self.started = 0.0
         self.ended = 0.0

@@ -24,6 +24,8 @@ _MARSHAL_VERSION = 4
 
 #: In place of a task: whichever interpreter takes this leaves.
 RETIRE = b"retire"
+#: To a template: fork an interpreter that is kept in a place, which follows in marshal form; any other byte: fork one.
+IN_PLACE = b"p"
 #: What a message begins with that lies in a file of the session; no marshalled tuple begins so.
 ELSEWHERE = b"@"
 
@@ -49,6 +51,10 @@ class Task(NamedTuple):
     env: dict[str, str | None]
     stdout: str | None
     stderr: str | None
+    #: what the task sees of its place, and the CPUs there; an interpreter that is kept has its own
+    variables: dict[str, str]
+    cpus: list[int]
+    pin: str
 
 
 class Forked(NamedTuple):

@@ -8,6 +8,7 @@ from worker_agent import channel
 from worker_agent.attempt import Attempt
 from worker_agent.loop import Timer
 from worker_agent.pipes import Pipe
+from worker_agent.pools import Place
 
 #: Blocks of output kept from before an interpreter's first task.
 _EARLY_BLOCKS = 16
@@ -16,10 +17,12 @@ _EARLY_BLOCKS = 16
 class Child:
     """One interpreter."""
 
-    __slots__ = ("current", "doomed", "early", "go", "last", "leaving", "pid", "pipes", "taken", "unheard")
+    __slots__ = ("current", "doomed", "early", "go", "last", "leaving", "pid", "pipes", "place", "taken", "unheard")
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
+        #: where it is kept, if it is
+        self.place: Place | None = None
         self.current: Attempt | None = None
         self.last: Attempt | None = None
         self.pipes: list[Pipe] = []

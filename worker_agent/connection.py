@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from worker_agent.codec import ProtocolError
+from worker_agent.pools import Pool
 from worker_agent.protocol import PROTOCOL
 
 
@@ -16,8 +17,8 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
     ``path`` is added at the end of the agent's ``sys.path``, for modules that the client found elsewhere.
 
     An agent that was invited has no client that it could watch (``client_pid`` 0): it dials the ``endpoints`` one after
-    the other, with the keys of its launch, and counts its own slots if ``slots`` is 0. ``imports`` are modules that its
-    tasks will need.
+    the other, with the keys of its launch, and finds out itself what it has if there are no ``pools``. ``imports`` are
+    modules that its tasks will need.
     """
 
     protocol: int
@@ -28,7 +29,7 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
     client_start: int
     directory: str
     stores: list[str]
-    slots: int
+    pools: list[Pool] = []
     path: list[str] = []
     imports: list[str] = []
     server_key: str = ""

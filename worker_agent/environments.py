@@ -27,5 +27,5 @@ def make_setup(environment: protocol.Prepare, stores: list[str]) -> runner.Setup
     return runner.Setup(
         environment.cwd, environment.path, environment.preload, initializer, environment.max_tasks,
         stores, folder, environment.authkey, environment.argv,
-        environment.version, {},
+        environment.version, {}, [],
     )  # fmt: skip

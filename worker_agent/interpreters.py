@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections import deque
 from functools import partial
 from typing import Protocol
 
@@ -20,7 +21,9 @@ from worker_agent.child import Child
 from worker_agent.loop import Loop
 from worker_agent.mailbox import Mailbox
 from worker_agent.pipes import Pipe
+from worker_agent.pools import Place
 from worker_agent.source import Source
+from worker_agent.task_variables import cpus_of
 
 #: Seconds that an interpreter may take to leave after its last outcome (exit functions, threads of the user's code).
 EXIT_GRACE = 2.0
@@ -42,8 +45,17 @@ class Owner(Protocol):
     def on_result(self, attempt: Attempt, ended: channel.Ended) -> None:
         """A task has an outcome."""
 
-    def on_free(self) -> None:
+    def on_free(self, attempt: Attempt) -> None:
         """What a task occupied is free again."""
+
+    def take_place(self) -> Place | None:
+        """A place for an interpreter that is kept; None: there is none now."""
+
+    def release_place(self, place: Place) -> None:
+        """The interpreter is gone."""
+
+    def place_variables(self, place: Place) -> dict[str, str]:
+        """What a task sees of a place."""
 
     def on_returned(self, attempt: Attempt) -> None:
         """The task was offered, and nobody took it."""
@@ -80,10 +92,14 @@ class Interpreters:
         self._busy = 0
         #: interpreters that were told to leave
         self._retiring = 0
+        #: where interpreters are about to be that were ordered
+        self._promised: deque[Place] = deque()
         self._failures = 0
         self._duration = 0.0
         self._closed = False
         self.width = 0
+        #: there was no place for an interpreter that is to be kept
+        self.lacks_place = False
         self._open(early)
 
     # --- processes ----------------------------------------------------------------------------------------------------
@@ -97,6 +113,8 @@ class Interpreters:
     def _adopt(self, pid: int, fds: list[int]) -> None:
         self._requested = max(0, self._requested - 1)
         child = self._child(pid)
+        if self._promised:
+            child.place = self._promised.popleft()
         before = partial(self._learn_whose, child)
         for stream, fd in zip((1, 2), fds, strict=False):
             child.pipes.append(Pipe(self._loop, fd, partial(child.printed, stream), before))
@@ -159,9 +177,26 @@ class Interpreters:
             missing = min(len(self.mailbox.offered) - idle, self.width - live)
         if missing > 0:
             try:
-                self._requested += self._source.make(missing)
+                if self.fresh:
+                    self._requested += self._source.make(missing)
+                else:
+                    self._make_in_places(missing)
             except OSError as error:
                 self._fail_to_start(error)
+
+    def _make_in_places(self, number: int) -> None:
+        """Interpreters that are kept have a place for as long as they live."""
+        for _ in range(number):
+            place = self._owner.take_place()
+            self.lacks_place = place is None
+            if place is None:
+                return
+            self._promised.append(place)
+            try:
+                self._requested += self._source.make_in_place(self._owner.place_variables(place), cpus_of(place.shares))
+            except OSError:
+                self._owner.release_place(self._promised.pop())
+                raise
 
     def _fail_to_start(self, error: OSError) -> None:
         self._failures = FAILURES_ALLOWED
@@ -213,7 +248,7 @@ class Interpreters:
         if not ended.leaving:
             if child.doomed and child.current is None:
                 end_by_force(child.pid)  # it survived its own kill; what its task has started may have as well
-            self._owner.on_free()
+            self._owner.on_free(attempt)
 
     def _go_on(self, child: Child, ended: channel.Ended) -> None:
         """It has taken its next task already, or waits until its output is read."""
@@ -255,12 +290,17 @@ class Interpreters:
             self._owner.on_late_crash(child.last, code)
         if child.current is not None:
             child.current.finish(protocol.EXITED, returncode=code, usage=usage)
-            self._owner.on_free()
-        elif child.leaving is not None and child.last is not None:
-            self._owner.on_free()
+        self._free_place_of(child)
         if self.mailbox.offered and self._may_have_taken_more(child, code):
             self._look_for_vanished()
         self.provide()
+
+    def _free_place_of(self, child: Child) -> None:
+        if child.place is not None:
+            self._owner.release_place(child.place)
+        attempt = child.current or (child.last if child.leaving is not None else None)
+        if attempt is not None:
+            self._owner.on_free(attempt)
 
     def _may_have_taken_more(self, child: Child, code: int) -> bool:
         """Whether it may have died with a task of which it had not said that it has it."""
@@ -293,7 +333,7 @@ class Interpreters:
             if self.mailbox.offered.get(attempt.task) is attempt:
                 del self.mailbox.offered[attempt.task]
                 attempt.finish(protocol.LOST, body=b"an interpreter was killed before it could start the task")
-                self._owner.on_free()
+                self._owner.on_free(attempt)
 
     def _on_broken(self, broken: channel.Broken) -> None:
         if not self._may_be_broken(broken.pid):
@@ -337,7 +377,7 @@ class Interpreters:
                 self._fail_to_start(error)
         for attempt in lost:
             attempt.finish(protocol.LOST, body=b"the template interpreter died")
-            self._owner.on_free()
+            self._owner.on_free(attempt)
         if self._failures >= FAILURES_ALLOWED:
             code = os.waitstatus_to_exitcode(status)
             text = f"the template interpreter {self._environment.python[0]} ended with status {code}"
@@ -358,6 +398,9 @@ class Interpreters:
             child.close()
             lost += [each for each in (child.current, child.last if child.leaving else None) if each is not None]
         self.mailbox.close()
+        for place in [*self._promised, *(child.place for child in self._children.values() if child.place is not None)]:
+            self._owner.release_place(place)
+        self._promised.clear()
         self._children.clear()
         self._busy = self._requested = 0
         for attempt in reversed(returned):

@@ -1,4 +1,4 @@
-"""A lane on its agent: tasks of one environment, run one after the other, ``width`` at a time."""
+"""A lane on its agent: tasks of one environment and of equal needs, run one after the other in each of its places."""
 
 from __future__ import annotations
 
@@ -7,15 +7,21 @@ import os
 import signal
 import time
 from collections import deque
+from collections.abc import Sequence
 from functools import partial
 from typing import Protocol
+
+import msgspec
 
 from worker_agent import channel, processes, protocol, runner, spawning
 from worker_agent.attempt import Attempt, State
 from worker_agent.interpreters import Interpreters, end_by_force
 from worker_agent.loop import Loop
-from worker_agent.programs import NotExecutable, Programs
+from worker_agent.places import Ledger, Places
+from worker_agent.pools import Place
+from worker_agent.programs import NotExecutable, Programs, Surroundings
 from worker_agent.strays import Strays
+from worker_agent.task_variables import cpus_of, lane_variables
 
 #: Seconds after SIGKILL in which a process has to end; then its task has ended for the hub, and its place is lost.
 UNKILLABLE = 10.0
@@ -25,6 +31,7 @@ class Host(Protocol):
     """What a lane needs of its agent."""
 
     loop: Loop
+    ledger: Ledger
     programs: Programs
     strays: Strays
 
@@ -33,9 +40,6 @@ class Host(Protocol):
 
     def path_of(self, stored: protocol.Stored) -> str:
         """The file of a payload on this node. Raises OSError if it is not here."""
-
-    def free_slots(self) -> int:
-        """How many more tasks may run on the agent."""
 
     def start_ready(self) -> None:
         """A place is free: let every lane start what it can."""
@@ -51,27 +55,43 @@ class Lane:
     """Starts the tasks of its queue as long as there is room."""
 
     def __init__(
-        self, host: Host, number: int, environment: protocol.Prepare, setup: runner.Setup,
+        self, host: Host, order: protocol.Open, environment: protocol.Prepare, setup: runner.Setup,
         early: spawning.TemplateProcess | None,
     ) -> None:  # fmt: skip
-        self.number = number
+        self.number = number = order.lane
         self.environment = environment
         self.queue: deque[Attempt] = deque()
-        self.running = 0
-        self.width = 0
+        self.places = Places(host.ledger, lambda numbers: host.report(protocol.Freed(number, numbers)))
+        self._order = order
+        #: the environment's variables, as the system takes them
+        self._encoded: dict[bytes, bytes] = {}
         self._host = host
         self._pool: Interpreters | None = None
         self._setup = setup
         self._early = early
 
-    def resize(self, width: int) -> None:
-        """Run ``width`` tasks at a time."""
-        self.width = width
+    def give(self, places: Sequence[Place]) -> None:
+        """Further places; the first of them tells what its tasks see."""
+        if not self._encoded:
+            self._prepare(places[0])
+        self.places.add(places)
         if self.environment.start != "exec" and self._pool is None:
             self._open_pool()
         if self._pool is not None:
-            self._pool.resize(width)
+            self._pool.resize(self.places.width)
         self.start_ready()
+
+    def _prepare(self, place: Place) -> None:
+        env = self.environment.env
+        added = lane_variables(self._order.request, self._order.variant, place.shares, env)
+        self.environment = msgspec.structs.replace(self.environment, env={**env, **added})
+        self._encoded = {os.fsencode(name): os.fsencode(text) for name, text in self.environment.env.items()}
+
+    def take(self, count: int) -> None:
+        """So many places are wanted back."""
+        self.places.ask_back(count)
+        if self._pool is not None:
+            self._pool.resize(self.places.width)
 
     def _open_pool(self) -> None:
         try:
@@ -80,29 +100,42 @@ class Lane:
             text = f"the interpreter {self.environment.python[0]} cannot be started: {os.strerror(error.errno or 0)}"
             self.on_unprepared(text, b"", False)
 
+    @property
+    def waits(self) -> bool:
+        """Whether it has tasks that could start if there were room."""
+        return bool(self.queue) or (self._pool is not None and self._pool.lacks_place)
+
     def start_ready(self) -> None:
         """Start what the queue holds, as far as there is room."""
         if self.environment.start == "exec":
-            while self.queue and self.running < self.width and self._host.free_slots() > 0:
-                self._start_program(self.queue.popleft())
+            while self.queue and (place := self.places.take()) is not None:
+                if not self._start_program(self.queue.popleft(), place):
+                    return
         elif self._pool is not None:
             self._offer_calls(self._pool)
 
     def _offer_calls(self, pool: Interpreters) -> None:
-        room = pool.room
-        if pool.fresh:
-            room = min(room, self._host.free_slots())
-        mailbox, offered = pool.mailbox, False
-        while self.queue and room > 0 and mailbox.offer(self.queue[0], self._task(self.queue[0])):
+        room, offered = pool.room, False
+        while self.queue and room > 0 and self._offer(self.queue[0], pool):
             self.queue.popleft()
             room -= 1
             offered = True
-            if pool.fresh:
-                self.running += 1
-        if offered:
+        if offered or pool.lacks_place:
             pool.provide()
 
-    def _task(self, attempt: Attempt) -> channel.Task:
+    def _offer(self, attempt: Attempt, pool: Interpreters) -> bool:
+        if not pool.fresh:
+            return pool.mailbox.offer(attempt, self._task(attempt, {}, []))
+        place = self.places.take()
+        if place is None:
+            return False
+        if not pool.mailbox.offer(attempt, self._task(attempt, self.place_variables(place), cpus_of(place.shares))):
+            self.places.release(place)
+            return False
+        attempt.place = place
+        return True
+
+    def _task(self, attempt: Attempt, variables: dict[str, str], cpus: list[int]) -> channel.Task:
         call, settings = attempt.order.body, attempt.settings
         assert isinstance(call, protocol.Call)
         function = self._host.payload(call.function)
@@ -110,24 +143,29 @@ class Lane:
         return channel.Task(
             attempt.order.task, attempt.order.attempt, call.function, self._plain(function), self._plain(call.args),
             buffers,
-            call.chunk, settings.cwd, settings.env, settings.stdout, settings.stderr,
+            call.chunk, settings.cwd, settings.env, settings.stdout, settings.stderr, variables, cpus, settings.pin,
         )  # fmt: skip
 
     def _plain(self, payload: protocol.Payload) -> bytes | tuple[str, int]:
         return payload if isinstance(payload, bytes) else (self._host.path_of(payload), payload.size)
 
-    def _start_program(self, attempt: Attempt) -> None:
+    def _start_program(self, attempt: Attempt, place: Place) -> bool:
+        """Whether to go on with the next one."""
+        variables, cpus = self.place_variables(place), cpus_of(place.shares)
         try:
-            self._host.programs.start(attempt, self.environment, time.time())
+            where = Surroundings(self._encoded, self.environment.cwd, variables, cpus)
+            self._host.programs.start(attempt, where, time.time())
         except OSError as error:
-            if error.errno in (errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM) and self.running:
+            self.places.release(place)
+            if error.errno in (errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM) and self.places.busy:
                 self.queue.appendleft(attempt)  # the node is short of something: again when a task has ended
-                return
+                return False
             obstacle = b"" if isinstance(error, NotExecutable) else _obstacle(error)
             attempt.finish(protocol.NOT_STARTED, body=obstacle, returncode=error.errno)
         else:
-            self.running += 1
+            attempt.place = place
             self.on_started(attempt)
+        return True
 
     # --- from the interpreters ----------------------------------------------------------------------------------------
 
@@ -147,18 +185,33 @@ class Lane:
         usage = protocol.Usage(ended.user, ended.system, ended.max_rss)
         attempt.finish(protocol.VALUE if ended.ok else protocol.ERROR, body=ended.body, usage=usage)
 
-    def on_free(self) -> None:
+    def on_free(self, attempt: Attempt) -> None:
         """The place of a task is free again."""
-        if self._pool is None or self._pool.fresh:
-            self.running -= 1
+        self._leave_place(attempt)
         self._host.start_ready()
+
+    def _leave_place(self, attempt: Attempt) -> None:
+        place, attempt.place = attempt.place, None
+        if place is not None:
+            self.places.release(place)
+
+    def take_place(self) -> Place | None:
+        """For an interpreter that is kept."""
+        return self.places.take()
+
+    def release_place(self, place: Place) -> None:
+        """An interpreter that was kept is gone."""
+        self.places.release(place)
+
+    def place_variables(self, place: Place) -> dict[str, str]:
+        """What a task sees of a place."""
+        return self.places.variables[place.number]
 
     def on_returned(self, attempt: Attempt) -> None:
         """It waits again, before the others."""
         attempt.state = State.QUEUED
         self.queue.appendleft(attempt)
-        if self._pool is None or self._pool.fresh:
-            self.running -= 1
+        self._leave_place(attempt)
 
     def on_room(self) -> None:
         """Every lane may start what it can."""
@@ -189,8 +242,7 @@ class Lane:
             self.queue.remove(attempt)
         elif attempt.state is not State.OFFERED or self._pool is None or not self._pool.mailbox.take_back(attempt):
             return False
-        elif self._pool.fresh:
-            self.running -= 1
+        self._leave_place(attempt)
         attempt.state = State.ENDED
         self._host.forget(attempt)
         return True
@@ -265,12 +317,13 @@ class Lane:
     @property
     def busy(self) -> bool:
         """Whether something of it still runs, if only exit functions."""
-        return self.running > 0 or (self._pool is not None and self._pool.busy)
+        return self._pool.busy if self._pool is not None else self.places.busy > 0
 
     def close(self) -> None:
         """No more tasks."""
         if self._pool is not None:
             self._pool.close()
+        self.places.close()
 
 
 def _obstacle(error: OSError) -> bytes:

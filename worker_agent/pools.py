@@ -9,12 +9,17 @@ After HyperQueue's resource pools.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 
 #: One of something.
 UNIT: Final = 10_000
+NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9/_]*")
+#: Units of the largest pool: a message may hold such a number, and sums of many stay exact.
+_MOST: Final = 2**53
 
 
 class Pool(msgspec.Struct, array_like=True, frozen=True):
@@ -28,6 +33,18 @@ class Pool(msgspec.Struct, array_like=True, frozen=True):
     def total(self) -> int:
         """All there is of it, in units."""
         return self.size or UNIT * sum(map(len, self.groups))
+
+
+def trouble_with(pools: Sequence[Pool]) -> str:
+    """What is wrong with pools that somebody says to have; "" if nothing is."""
+    names = [pool.name for pool in pools]
+    if len(set(names)) < len(names) or not all(map(NAME.fullmatch, names)):
+        return f"its resources have names that are the same, or none: {names}"
+    for pool in pools:
+        parts = [part for group in pool.groups for part in group]
+        if bool(parts) == bool(pool.size) or len(set(parts)) < len(parts) or not 0 <= pool.size <= _MOST:
+            return f"its resource {pool.name!r} has parts twice, or a size that cannot be"
+    return ""
 
 
 class Share(msgspec.Struct, array_like=True, frozen=True):

@@ -8,10 +8,12 @@ import signal
 import stat
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import NamedTuple
 
 from worker_agent import protocol
 from worker_agent.attempt import Attempt, State
 from worker_agent.loop import Loop
+from worker_agent.pinning import pin_variables, pinned
 from worker_agent.pipes import Pipe
 from worker_agent.runner import open_output
 
@@ -25,6 +27,15 @@ class NotExecutable(OSError):
     """It is the program itself that cannot be started, not what its options name."""
 
 
+class Surroundings(NamedTuple):
+    """What a program finds: variables as the system takes them, a directory, variables of its place, and its CPUs."""
+
+    variables: Mapping[bytes, bytes]
+    cwd: str
+    place: Mapping[str, str]
+    cpus: list[int]
+
+
 class Programs:
     """The programs that run under this agent."""
 
@@ -36,7 +47,6 @@ class Programs:
         self._path_of = path_of
         self._on_end = on_end
         self._running: dict[int, tuple[Attempt, list[Pipe]]] = {}
-        self._variables: dict[int, dict[bytes, bytes]] = {}
         self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
 
     def __contains__(self, pid: int) -> bool:
@@ -46,18 +56,19 @@ class Programs:
         """The attempts whose program runs."""
         return [attempt for attempt, _ in self._running.values()]
 
-    def start(self, attempt: Attempt, environment: protocol.Prepare, started_at: float) -> None:
+    def start(self, attempt: Attempt, where: Surroundings, started_at: float) -> None:
         """Start the program of ``attempt``. Raises OSError if that cannot be done; nothing is left open then."""
         command = attempt.order.body
         assert isinstance(command, protocol.Command)
-        env = task_environment(self._encoded(environment), attempt)
-        cwd = attempt.settings.cwd or environment.cwd
+        env = task_environment(where, attempt)
+        cwd = attempt.settings.cwd or where.cwd
         enter_directory(cwd, create=attempt.settings.cwd is not None)
         executable, argv = _with_named_pipes(command, attempt.settings, find_executable(command.argv[0], env))
         with _Descriptors() as descriptors:
             pipes = _captured(attempt.settings, descriptors)
             actions = [self._stdin(command, descriptors), *self._outputs(attempt.settings, pipes, descriptors)]
-            pid = _execute(executable, argv, env, actions)
+            with pinned(attempt.settings.pin, where.cpus):
+                pid = _execute(executable, argv, env, actions)
             descriptors.keep()
         watched = [Pipe(self._loop, ends[0], partial(attempt.printed, stream)) for stream, ends in pipes.items()]
         self._running[pid] = (attempt, watched)
@@ -78,15 +89,6 @@ class Programs:
             for pipe in pipes:
                 pipe.finish()
         self._running.clear()
-        self._variables.clear()
-
-    def _encoded(self, environment: protocol.Prepare) -> dict[bytes, bytes]:
-        """The variables of an environment as the system takes them: encoded once, not for each program."""
-        found = self._variables.get(environment.environment)
-        if found is None:
-            found = {os.fsencode(name): os.fsencode(text) for name, text in environment.env.items()}
-            self._variables[environment.environment] = found
-        return found
 
     def _stdin(self, command: protocol.Command, descriptors: _Descriptors) -> FileAction:
         if command.stdin is None and (command.stdin_path is None or is_named_pipe(command.stdin_path)):
@@ -186,9 +188,11 @@ def is_named_pipe(path: str) -> bool:
         return False
 
 
-def task_environment(base: Mapping[bytes, bytes], attempt: Attempt) -> dict[bytes, bytes]:
-    """The variables of a task: the submitter's, what the options change, and which task it is."""
-    env = {**base, **{name.encode(): text.encode() for name, text in task_identity(attempt.order).items()}}
+def task_environment(where: Surroundings, attempt: Attempt) -> dict[bytes, bytes]:
+    """The variables of a task: its surroundings', which task it is, and what the options change."""
+    pin = pin_variables(attempt.settings.pin, where.cpus)
+    own = {**task_identity(attempt.order), **where.place, **pin}
+    env = {**where.variables, **{name.encode(): os.fsencode(text) for name, text in own.items()}}
     for name, value in attempt.settings.env.items():
         if value is None:
             env.pop(os.fsencode(name), None)
@@ -199,7 +203,10 @@ def task_environment(base: Mapping[bytes, bytes], attempt: Attempt) -> dict[byte
 
 def task_identity(order: protocol.Run) -> dict[str, str]:
     """How a task can tell which one it is, and we which task a stray process belongs to."""
-    return {"HPC_TASK_ID": str(order.task), "HPC_ATTEMPT": str(order.attempt)}
+    return {
+        "HPC_TASK_ID": str(order.task), "HPC_ATTEMPT": str(order.attempt),
+        "HQ_TASK_ID": str(order.task), "HQ_INSTANCE_ID": str(order.attempt - 1),
+    }  # fmt: skip
 
 
 def _memory_file(data: bytes) -> int:

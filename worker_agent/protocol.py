@@ -10,14 +10,14 @@ task names its attempt: a late answer is recognised by it.
     Fence/Refuse   your epoch is over; you may not join
     Prepare        an environment that lanes will name          Unprepared   this environment cannot be had
     Define/Forget  a function, sent once; no longer needed      Started      the task runs, as this process
-    Open/Resize    a lane: run its tasks, `width` at a time     Output       what a task printed
-    Close          a lane is no longer needed                   Finished     how an attempt ended
-    Run            run this task on this lane                   Recalled     given back, or already started
-    Recall         give this task back if it has not started    Leaving      no more tasks: I am about to leave
-    Kill           end this task                                Bye          I leave, and why
-    Stop           end everything and leave                     Warn         a sentence for the log
+    Open/Close     a lane; it is no longer needed               Output       what a task printed
+    Give/Take      places of a lane; give some back             Freed        places that were given back
+    Run            run this task on this lane                   Finished     how an attempt ended
+    Recall         give this task back if it has not started    Recalled     given back, or already started
+    Kill           end this task                                Leaving      no more tasks: I am about to leave
+    Stop           end everything and leave                     Bye          I leave, and why
     Piece          of a payload, to who does not see our files  Piece        likewise
-    Drop           payloads that are no longer needed
+    Drop           payloads that are no longer needed           Warn         a sentence for the log
 
 Bytes that are large do not travel in messages: a :class:`Stored` names a file in the session's private directories. An
 agent that does not see these gets the file in pieces, and sends those of its own. A message that is too large for a
@@ -30,6 +30,8 @@ from collections.abc import Mapping
 from typing import Final
 
 import msgspec
+
+from worker_agent.pools import Place, Pool
 
 PROTOCOL: Final = 1
 
@@ -78,7 +80,9 @@ class Settings(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     """What distinguishes a task from the others of its lane.
 
     A destination is the path of a file, "" to discard, or None: then the hub gets what is printed, at most
-    ``output_limit`` bytes of each stream. ``grace`` is the time in seconds between a signal and SIGKILL.
+    ``output_limit`` bytes of each stream. ``grace`` is the time in seconds between a signal and SIGKILL. ``pin`` is
+    "taskset" (the task may run on its CPUs only), "omp" (OpenMP is told them), or "". ``enforce_memory``: a task that
+    has more memory than its place is ended.
     """
 
     env: dict[str, str | None] = {}
@@ -88,6 +92,8 @@ class Settings(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     time_limit: float | None = None
     grace: float = 2.0
     output_limit: int = 4 * 2**20
+    pin: str = ""
+    enforce_memory: bool = True
 
 
 DEFAULT_SETTINGS: Final = Settings()
@@ -187,22 +193,34 @@ class Forget(msgspec.Struct, array_like=True, frozen=True, tag="forget"):
 
 
 class Open(msgspec.Struct, array_like=True, frozen=True, tag="open"):
-    """A lane: tasks of one environment, ``width`` of which may run at a time."""
+    """A lane: tasks of one environment and of equal needs. It has no places yet.
+
+    ``request`` are the needs as names and texts, for the tasks to see; ``variant`` which of several ways to run them
+    this is, None if there is only one.
+    """
 
     lane: int
     environment: int
-    width: int
+    request: list[tuple[str, str]] = []
+    variant: int | None = None
 
 
-class Resize(msgspec.Struct, array_like=True, frozen=True, tag="resize"):
-    """The lane's new width. Tasks that run are not touched."""
+class Give(msgspec.Struct, array_like=True, frozen=True, tag="give"):
+    """Further places of a lane: at each of them one task may run at a time."""
 
     lane: int
-    width: int
+    places: list[Place]
+
+
+class Take(msgspec.Struct, array_like=True, frozen=True, tag="take"):
+    """So many places of the lane are wanted back, each as soon as nothing runs there; :class:`Freed` tells which."""
+
+    lane: int
+    count: int
 
 
 class Close(msgspec.Struct, array_like=True, frozen=True, tag="close"):
-    """The lane is empty and not needed any more; its interpreters may end."""
+    """The lane is empty and not needed any more, nor are its places; its interpreters may end."""
 
     lane: int
 
@@ -247,8 +265,8 @@ class Stop(msgspec.Struct, array_like=True, frozen=True, tag="stop"):
 
 
 Order = (
-    Welcome | Fence | Refuse | Prepare | Define | Forget | Open | Resize | Close | Run | Recall | Kill | Stop | Piece
-    | Drop | Fragment
+    Welcome | Fence | Refuse | Prepare | Define | Forget | Open | Give | Take | Close | Run | Recall | Kill | Stop
+    | Piece | Drop | Fragment
 )  # fmt: skip
 
 # --- reports: to the hub ----------------------------------------------------------------------------------------------
@@ -260,6 +278,9 @@ class Hello(msgspec.Struct, array_like=True, frozen=True, tag="hello", kw_only=T
     ``process`` tells apart all processes of agents, ``name`` all their registrations: both are random and never given
     twice. ``shares`` says that it sees the files of the session, ``missing`` which of the imports that the connection
     names it has not.
+
+    ``pools`` is what it has. ``group`` names workers on which one task may run together, ``remaining`` is the seconds
+    until it has to leave, None: nobody knows.
     """
 
     launch: str
@@ -268,7 +289,9 @@ class Hello(msgspec.Struct, array_like=True, frozen=True, tag="hello", kw_only=T
     host: str
     pid: int
     python: str
-    slots: int
+    pools: list[Pool]
+    group: str = ""
+    remaining: float | None = None
     cloudpickle: str = ""
     shares: bool = True
     missing: list[str] = []
@@ -354,6 +377,13 @@ class Recalled(msgspec.Struct, array_like=True, frozen=True, tag="recalled"):
     given_back: bool
 
 
+class Freed(msgspec.Struct, array_like=True, frozen=True, tag="freed"):
+    """Places of a lane that were wanted back, and where nothing runs any more, by their numbers."""
+
+    lane: int
+    places: list[int]
+
+
 class Warn(msgspec.Struct, array_like=True, frozen=True, tag="warn"):
     """Something that no future tells, for the log: a sentence."""
 
@@ -372,7 +402,7 @@ class Bye(msgspec.Struct, array_like=True, frozen=True, tag="bye"):
     reason: str
 
 
-Report = Hello | Unprepared | Started | Output | Finished | Recalled | Warn | Leaving | Bye | Piece | Fragment
+Report = Hello | Unprepared | Started | Output | Finished | Recalled | Freed | Warn | Leaving | Bye | Piece | Fragment
 
 
 class Orders(msgspec.Struct, array_like=True, frozen=True):

@@ -27,6 +27,7 @@ from importlib.machinery import PathFinder
 from typing import Any, NamedTuple, NoReturn
 
 from worker_agent import bodies, channel, descriptors, processes, store
+from worker_agent.pinning import pin_variables, pinned
 
 #: Exit status of an interpreter whose report socket is gone: the user's code closed it, or the agent died.
 NO_AGENT = 70
@@ -42,7 +43,7 @@ class Setup(NamedTuple):
     ``initializer`` is a pickled ``(function, args)`` or None, ``max_tasks`` 0 for any number, ``stores`` directories
     for large payloads, ``cloudpickle`` the folder that has it, for environments without it. ``authkey`` is the
     submitter's, if tasks may use proxies of multiprocessing's managers. ``env`` is what is to change in the variables
-    that this process was started with; None as a value unsets one.
+    that this process was started with; None as a value unsets one. ``cpus`` are those of an interpreter that is kept.
     """
 
     cwd: str
@@ -56,6 +57,7 @@ class Setup(NamedTuple):
     argv: list[str]
     version: str
     env: dict[str, str | None]
+    cpus: list[int]
 
 
 class Interpreter:
@@ -75,6 +77,11 @@ class Interpreter:
         self._main = vars(sys.modules["__main__"])
         #: names in ``__main__`` that the initializer has given a value: it stays
         self._initialized: set[str] = set()
+
+    def take_place(self, variables: dict[str, str], cpus: list[int]) -> None:
+        """This interpreter is kept, and all its tasks run in one place: what they see of it, and its CPUs."""
+        os.environ.update(variables)
+        self._setup = self._setup._replace(cpus=cpus)
 
     def serve(self, go: int | None) -> NoReturn:
         """Run the initializer, then tasks until there are no more; does not return.
@@ -124,7 +131,8 @@ class Interpreter:
     def _run(self, task: tuple[Any, ...], leaving: bool) -> tuple[Any, ...] | None:
         """Run one task and report it; gives the next one if that waited, announced by the same report."""
         started = time.time()
-        os.environ["HPC_TASK_ID"], os.environ["HPC_ATTEMPT"] = str(task[0]), str(task[1])
+        number, attempt, instance = str(task[0]), str(task[1]), str(task[1] - 1)
+        os.environ.update(HPC_TASK_ID=number, HPC_ATTEMPT=attempt, HQ_TASK_ID=number, HQ_INSTANCE_ID=instance)
         ok, body, value = self._execute(*task[2:])
         if os.getpid() != self._pid:
             os._exit(0)  # a fork made by the user's code came out of the call too: the outcome is not its to report
@@ -162,9 +170,15 @@ class Interpreter:
     def _execute(
         self, function_id: int, function: Any, args: Any, buffers: list[tuple[str, int]], chunk: bool,
         cwd: str | None, env: dict[str, str | None], stdout: str | None, stderr: str | None,
+        variables: dict[str, str], cpus: list[int], pin: str,
     ) -> tuple[bool, bytes, Any]:  # fmt: skip
         try:
-            if not (cwd or env or stdout is not None or stderr is not None):
+            os.environ.update(variables)
+            if pin:
+                cpus = cpus or self._setup.cpus
+                with pinned(pin, cpus), self._surroundings(cwd, {**pin_variables(pin, cpus), **env}, stdout, stderr):
+                    value = self._call(function_id, function, args, buffers, chunk)
+            elif not (cwd or env or stdout is not None or stderr is not None):
                 value = self._call(function_id, function, args, buffers, chunk)
             else:
                 with self._surroundings(cwd, env, stdout, stderr):

@@ -41,21 +41,37 @@ class Source:
         """Make so many interpreters. Gives how many of them are only on the way. Raises OSError."""
         if self._environment.start == "spawn":
             for _ in range(number):
-                self._spawn()
+                self._spawn({}, [])
         elif self._template is not None:
             self._template.fork(number)
             return number
         return 0
 
-    def _spawn(self) -> None:
+    def make_in_place(self, variables: dict[str, str], cpus: list[int]) -> int:
+        """Make one that is kept in a place, like :meth:`make`."""
+        if self._environment.start == "spawn":
+            self._spawn(variables, cpus)
+        elif self._template is not None:
+            self._template.fork_in_place(variables, cpus)
+            return 1
+        return 0
+
+    def _spawn(self, variables: dict[str, str], cpus: list[int]) -> None:
+        python, env = self._environment.python, {**self._environment.env, **variables}
+        setup = runner.pack_setup(self._setup._replace(cpus=cpus))
         out_end, out = os.pipe()
         err_end, err = os.pipe()
         go = os.eventfd(0, os.EFD_CLOEXEC)
         fds: dict[int, int | str] = {0: os.devnull, 1: out, 2: err, descriptors.GO: go}
-        python, env = self._environment.python, self._environment.env
-        pid = spawning.spawn(python, env, self.queues, runner.pack_setup(self._setup), fds)
-        os.close(out)
-        os.close(err)
+        try:
+            pid = spawning.spawn(python, env, self.queues, setup, fds)
+        except OSError:
+            for fd in (out_end, err_end, go):
+                os.close(fd)
+            raise
+        finally:
+            os.close(out)
+            os.close(err)
         self._on_made(pid, [out_end, err_end, go])
 
     def read(self) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import array
 import fcntl
+import marshal
 import os
 import signal
 import socket
@@ -79,6 +80,10 @@ class TemplateProcess:
     def fork(self, number: int) -> None:
         """Have it fork so many interpreters."""
         self._send(b"f" * number)
+
+    def fork_in_place(self, variables: dict[str, str], cpus: list[int]) -> None:
+        """Have it fork an interpreter that is kept, whose tasks see these variables."""
+        self._send(b"p" + marshal.dumps((variables, cpus), 4))
 
     def _send(self, message: bytes) -> None:
         try:  # noqa: SIM105  contextlib is not imported here: see above

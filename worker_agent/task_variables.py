@@ -58,24 +58,10 @@ def _gpus(had: Mapping[str, str]) -> dict[str, str]:
     return variables
 
 
-def pin_variables(pin: str, shares: Iterable[Share]) -> dict[str, str]:
-    """How a task is kept on its CPUs: ``pin`` is "taskset", "omp" or anything else for not at all.
-
-    OpenMP has a place for each CPU, so that threads stay on one each; nothing is said to a task without CPUs.
-    """
+def cpus_of(shares: Iterable[Share]) -> list[int]:
+    """The CPUs of a place, for pinning; none if it has no CPUs of its own."""
     cpus = _share_of("cpus", shares)
-    if pin not in ("taskset", "omp") or cpus is None or not cpus.indices:
-        return {}
-    pinned = _under_both_names({"PIN": pin})
-    if pin == "omp":
-        pinned |= {"OMP_PROC_BIND": "close", "OMP_PLACES": ",".join(f"{{{cpu}}}" for cpu in cpus.indices)}
-    return pinned
-
-
-def cpus_of(shares: Iterable[Share]) -> set[int] | None:
-    """The CPUs' numbers, as for ``os.sched_setaffinity``; None if the task has none of its own."""
-    cpus = _share_of("cpus", shares)
-    return set(map(int, cpus.indices)) if cpus is not None and cpus.indices else None
+    return [] if cpus is None else [int(index) for index in cpus.indices]
 
 
 def _share_of(name: str, shares: Iterable[Share]) -> Share | None:

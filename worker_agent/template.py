@@ -3,7 +3,7 @@
 It imports what every task needs, freezes its heap, and stays single-threaded, so that a fork is safe and costs about a
 millisecond. It does three things: fork when the agent says so, reap, and tell the agent both.
 
-    agent --control--> "n": fork n interpreters; end of file: leave
+    agent --control--> "fff": fork as many interpreters; "p" and a place: one that is kept there; end of file: leave
     agent <-control--  Forked (with the read ends of stdout and stderr), Exited
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import gc
+import marshal
 import os
 import select
 import signal
@@ -47,17 +48,21 @@ class Template:
                     return
 
     def _obey(self) -> bool:
-        wanted = self._control.recv(64)
-        for _ in wanted:
-            self._fork()
+        wanted = self._control.recv(descriptors.MESSAGE_LIMIT)
+        if wanted[:1] == channel.IN_PLACE:
+            self._fork(*marshal.loads(wanted[1:]))  # noqa: S302  from the agent
+        else:
+            for _ in wanted:
+                self._fork({}, [])
         return bool(wanted)
 
-    def _fork(self) -> None:
+    def _fork(self, variables: dict[str, str], cpus: list[int]) -> None:
         out_end, out = os.pipe()
         err_end, err = os.pipe()
         go = os.eventfd(0, os.EFD_CLOEXEC) if self._reused else None
         pid = os.fork()
         if pid == 0:
+            self._interpreter.take_place(variables, cpus)
             self._become_interpreter(out, err, go)
         ends = [out_end, err_end] if go is None else [out_end, err_end, go]
         socket.send_fds(self._control, [channel.pack_forked(pid)], ends)

@@ -8,34 +8,42 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from executor.core.model import LaneId, Task, WorkerId
+from executor.core.model import Lane, Task, WorkerId
+from worker_agent.pools import Place
 
 
 @dataclass(slots=True)
 class OpenLane:
-    """Tell the agent of a new lane."""
+    """Tell the agent of a new lane, which has no places yet."""
 
     worker: WorkerId
-    lane: LaneId
-    environment: int
-    width: int
+    lane: Lane
 
 
 @dataclass(slots=True)
-class ResizeLane:
-    """Tell the agent a lane's new width."""
+class GivePlaces:
+    """Tell the agent of further places of a lane."""
 
     worker: WorkerId
-    lane: LaneId
-    width: int
+    lane: Lane
+    places: list[Place]
+
+
+@dataclass(slots=True)
+class TakePlaces:
+    """Ask for so many places of a lane, each as soon as nothing runs there; the agent says which."""
+
+    worker: WorkerId
+    lane: Lane
+    count: int
 
 
 @dataclass(slots=True)
 class CloseLane:
-    """Tell the agent that a lane is gone."""
+    """Tell the agent that a lane is gone, with its places."""
 
     worker: WorkerId
-    lane: LaneId
+    lane: Lane
 
 
 @dataclass(slots=True)
@@ -43,7 +51,7 @@ class Start:
     """Send the task, in its current attempt, to the agent of the lane."""
 
     worker: WorkerId
-    lane: LaneId
+    lane: Lane
     task: Task
 
 
@@ -119,4 +127,15 @@ class Refused:
     initializer: bool = False
 
 
-Effect = OpenLane | ResizeLane | CloseLane | Start | RecallTask | KillTask | Tell | Resolve | Answer | Requeue | Discard
+@dataclass(slots=True)
+class Unmet:
+    """An outcome: another task was to end otherwise. ``first`` is the one that began it, ``how`` its end."""
+
+    first: Any
+    how: str
+
+
+Effect = (
+    OpenLane | GivePlaces | TakePlaces | CloseLane | Start | RecallTask | KillTask | Tell | Resolve | Answer | Requeue
+    | Discard
+)  # fmt: skip

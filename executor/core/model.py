@@ -1,27 +1,35 @@
-"""What the scheduler knows: tasks, lanes, workers.
+"""What the scheduler knows: tasks, the classes that they form, lanes, workers.
 
-    READY --> SENT --> RUNNING --> DONE          SENT: in a lane's queue on an agent, not started as far as we know
-      ^        |          |         ^            RUNNING: the agent said that it started
-      '--------'----------'         |
-          agent lost, retry         '-- from every state: cancelled, failed
+    WAITING --> READY --> SENT --> RUNNING --> DONE     WAITING: for other tasks to end
+                  ^        |          |         ^       SENT: in a lane's queue on an agent, not started that we know
+                  '--------'----------'         |       RUNNING: the agent said that it started
+                      agent lost, retry         '-- from every state: cancelled, failed
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NewType
 
+from executor.core.free import Free
+from executor.core.needs import ONE_CPU, Needs
 from worker_agent import protocol
+from worker_agent.pools import Pool, Share
 
 WorkerId = NewType("WorkerId", int)
 LaneId = NewType("LaneId", int)
+#: What every worker has.
+_COMMON = frozenset({"cpus", "memory"})
+#: Ways to run a task, the preferred one first.
+Variants = tuple[Needs, ...]
 
 
 class TaskState(Enum):
     """Where a task stands."""
 
+    WAITING = "waiting"
     READY = "ready"
     SENT = "sent"
     RUNNING = "running"
@@ -29,6 +37,7 @@ class TaskState(Enum):
 
 
 _LEGAL = {
+    TaskState.WAITING: {TaskState.READY, TaskState.DONE},
     TaskState.READY: {TaskState.SENT, TaskState.DONE},
     TaskState.SENT: {TaskState.READY, TaskState.RUNNING, TaskState.DONE},
     TaskState.RUNNING: {TaskState.READY, TaskState.DONE},
@@ -38,6 +47,10 @@ _LEGAL = {
 
 class IllegalMove(AssertionError):
     """The scheduler moved a task in a way that its life does not have: a bug of ours."""
+
+
+#: What a task needs that says nothing.
+ONE_CPU_EACH: Variants = (ONE_CPU,)
 
 
 @dataclass(slots=True, eq=False)
@@ -51,6 +64,9 @@ class Task:
     crash_limit: int = 5
     #: whether an exit status other than 0 is a failure
     checked: bool = True
+    variants: Variants = ONE_CPU_EACH
+    #: the larger, the earlier
+    priority: int = 0
     #: the number of the current try, 0 before the first
     attempt: int = 0
     #: a kill is under way: it does not start again
@@ -68,14 +84,62 @@ class Task:
 
 
 @dataclass(slots=True, eq=False)
+class Queue:
+    """The ready tasks of one class and one priority, the oldest first."""
+
+    of: TaskClass
+    priority: int
+    ready: deque[Task] = field(default_factory=deque)
+    #: since when it waits for room, if it does
+    blocked: float | None = None
+    #: workers on which room is being made for it
+    reserved: dict[Worker, None] = field(default_factory=dict)
+    #: when to look again where room could be made
+    look_again: float = 0.0
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Which one is served first: the more important, then the older."""
+        return -self.priority, self.ready[0].id
+
+    def drop_ended(self) -> bool:
+        """Whether tasks wait, after those were dropped that ended while they waited."""
+        ready = self.ready
+        while ready and ready[0].state is not TaskState.READY:
+            ready.popleft()
+        return bool(ready)
+
+
+@dataclass(slots=True, eq=False)
 class TaskClass:
     """The tasks that are alike to the scheduler: same needs, same environment. Decisions are made per class."""
 
     environment: int
-    ready: deque[Task] = field(default_factory=deque)
-    lanes: list[Lane] = field(default_factory=list)
+    variants: Variants
+    #: by priority
+    queues: dict[int, Queue] = field(default_factory=dict)
+    #: by worker and variant
+    lanes: dict[tuple[WorkerId, int], Lane] = field(default_factory=dict)
+    #: lanes that may have an idle place; whose agent may hold more in advance; and whose agent does hold some
+    idle: OrderedDict[Lane, None] = field(default_factory=OrderedDict)
+    shallow: OrderedDict[Lane, None] = field(default_factory=OrderedDict)
+    deep: dict[Lane, None] = field(default_factory=dict)
+    #: per variant: workers that may have room; first those that have nothing rare which it does not need
+    candidates: list[tuple[OrderedDict[Worker, None], OrderedDict[Worker, None]]] = field(default_factory=list)
+    #: how many of the changes of workers it has taken note of
+    seen: int = 0
     #: a running mean of how long its tasks take, in seconds; None before the first has ended
     duration: float | None = None
+
+    @property
+    def has_ready(self) -> bool:
+        """Whether tasks of it wait for room."""
+        return any(queue.ready for queue in self.queues.values())
+
+    @property
+    def is_quick(self) -> bool:
+        """Whether what agents hold in advance is run in a moment."""
+        return self.duration is not None and self.duration < BRIDGE
 
     def measured(self, seconds: float) -> None:
         """One of its tasks took so long. What no clock can have measured is ignored: clocks are set back."""
@@ -85,27 +149,55 @@ class TaskClass:
 
 @dataclass(slots=True, eq=False)
 class Lane:
-    """A slice of one worker, ``width`` tasks wide, for one class. ``sent`` are the tasks that its agent holds."""
+    """A slice of one worker for one class: ``width`` equal places. ``sent`` are the tasks that its agent holds."""
 
     id: LaneId
     worker: Worker
     of: TaskClass
-    width: int
+    variant: int
+    #: by number: what each place has, also those that were asked back and not given yet
+    places: dict[int, list[Share]] = field(default_factory=dict)
+    #: places that are not asked back
+    width: int = 0
     sent: dict[int, Task] = field(default_factory=dict)
+    #: the number of the next place
+    following: int = 0
+    #: further workers that its task has as a whole, if it runs on several nodes
+    others: list[Worker] = field(default_factory=list)
+
+    @property
+    def needs(self) -> Needs:
+        """What each of its places has."""
+        return self.of.variants[self.variant]
 
 
 @dataclass(slots=True, eq=False)
 class Worker:
-    """The hub's record of an agent. ``slots`` is how many tasks it may run at a time."""
+    """The hub's record of an agent."""
 
     id: WorkerId
-    slots: int
+    free: Free
+    #: when it has to end, if that is known
+    ends: float | None = None
+    #: tasks on several nodes stay within one group
+    group: str = ""
+    #: what it has that not every worker has: workers without go first to who needs nothing of it
+    rare: frozenset[str] = frozenset()
     lanes: dict[LaneId, Lane] = field(default_factory=dict)
+    #: for whom room is being made here
+    reserved: Queue | None = None
+    #: the lane elsewhere that has all of it
+    lent: Lane | None = None
 
-    @property
-    def free(self) -> int:
-        """Slots that no lane has."""
-        return self.slots - sum(lane.width for lane in self.lanes.values())
+    @classmethod
+    def of_pools(cls, worker: WorkerId, pools: list[Pool], ends: float | None = None, group: str = "") -> Worker:
+        """A worker with nothing on it."""
+        rare = frozenset(pool.name.partition("/")[0] for pool in pools) - _COMMON
+        return cls(worker, Free(pools), ends, group, rare)
+
+    def lives(self, needs: Needs, now: float) -> bool:
+        """Whether it lives as long as a task needs."""
+        return self.ends is None or now + needs.seconds <= self.ends
 
 
 def prefetch(duration: float | None, width: int) -> int:

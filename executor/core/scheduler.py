@@ -1,21 +1,25 @@
-"""Decides which task runs where and what becomes of it. Pure: methods in, effects out, the time is an argument.
+"""Decides what becomes of each task. Pure: methods in, effects out, the time is an argument.
 
-Rule 1: everything that changes a task, a lane or a worker is in this file.
+Rule 1: everything that changes a task, a lane or a worker is in this file and in ``placement``.
 Rule 2: a report counts only if it names the task's current attempt and comes from the worker that has it.
-Rule 3: a class that has no lane and whose oldest task waits longest is served before younger classes get more.
-Rule 4: what an agent holds in advance does not wait behind long tasks while there is room elsewhere.
+Rule 3: what a task waits for decides about it as soon as it ends, and about all that wait for it in turn.
+
+Where tasks run is said in ``placement``.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
-from itertools import count
 from typing import Any, ClassVar
 
 from executor.core import effects
+from executor.core.dependents import CANCELLED, FAILED, OK, Condition, Dependents
 from executor.core.effects import Effect
-from executor.core.model import BRIDGE, Lane, LaneId, Task, TaskClass, TaskState, Worker, WorkerId, prefetch
+from executor.core.model import Lane, LaneId, Task, TaskState, Worker, WorkerId
+from executor.core.placement import Placement
 from worker_agent import protocol
+from worker_agent.pools import Pool
 
 #: Ends that say that the task itself failed; these use up its ``retries``.
 _FAILED = frozenset({protocol.ERROR, protocol.EXITED, protocol.TIMED_OUT, protocol.NOT_STARTED})
@@ -26,37 +30,70 @@ class Scheduler:
 
     def __init__(self) -> None:
         self.tasks: dict[int, Task] = {}
-        self.workers: dict[WorkerId, Worker] = {}
         #: workers that get no more tasks: what they have ends there, or comes back
         self.leaving: dict[WorkerId, Worker] = {}
-        self.classes: dict[int, TaskClass] = {}
         #: environments that cannot be had, and why
         self.refused: dict[int, effects.Refused] = {}
-        self._lane_numbers = count(1)
         self._effects: list[Effect] = []
+        self._placement = Placement(self._effects.append)
+        self._dependents = Dependents()
         #: tasks whose cancel waits for their agent's answer
         self._recalled: set[int] = set()
-        #: tasks that were asked back because there is room elsewhere
-        self._moving: set[int] = set()
+        #: ends that decide about other tasks: which task, how, and who began it
+        self._ends: deque[tuple[int, str, Any]] = deque()
+        #: tasks on several nodes of which one was lost, and why
+        self._broken: dict[int, str] = {}
+
+    @property
+    def workers(self) -> dict[WorkerId, Worker]:
+        """Those that get tasks."""
+        return self._placement.workers
 
     @property
     def has_backlog(self) -> bool:
         """Whether tasks wait for room."""
-        return any(each.ready for each in self.classes.values())
+        return self._placement.has_backlog
+
+    def due(self) -> float | None:
+        """When :meth:`tick` has something to do."""
+        return self._placement.due()
+
+    def tick(self, now: float) -> list[Effect]:
+        """Time has gone by."""
+        return self._assign(now)
 
     # --- the user's side ----------------------------------------------------------------------------------------------
 
-    def submit(self, tasks: Iterable[Task]) -> list[Effect]:
+    def submit(self, tasks: Iterable[Task], now: float) -> list[Effect]:
         """New tasks, to be run as soon as there is room."""
         for task in tasks:
             self.tasks[task.id] = task
-            if task.environment in self.refused:
-                self._resolve(task, self.refused[task.environment])
-            else:
-                self._class(task.environment).ready.append(task)
-        return self._assign()
+            self._ready(task)
+        return self._assign(now)
 
-    def cancel(self, task_id: int) -> list[Effect]:
+    def submit_after(self, task: Task, after: Iterable[Condition], now: float) -> list[Effect]:
+        """A new task, to be run when these tasks, which have not ended, have ended as they should."""
+        self.tasks[task.id] = task
+        task.state = TaskState.WAITING
+        self._dependents.add(task, after)
+        return self._assign(now)
+
+    def is_awaited(self, task_id: int) -> bool:
+        """Whether other tasks wait for it."""
+        return self._dependents.needed(task_id)
+
+    def settled(self, number: int, how: str, first: Any, now: float) -> list[Effect]:
+        """What tasks wait for and is no task here has ended; ``first`` is for who needed it to end otherwise."""
+        self._decide(number, how, first)
+        return self._assign(now)
+
+    def _ready(self, task: Task) -> None:
+        if task.environment in self.refused:
+            self._resolve(task, self.refused[task.environment])
+        else:
+            self._placement.add(task)
+
+    def cancel(self, task_id: int, now: float) -> list[Effect]:
         """The task is not to run. Answered at once if it is ours; its agent is asked if it was sent."""
         task = self.tasks.get(task_id)
         if task is None:
@@ -65,60 +102,64 @@ class Scheduler:
             self._recalled.add(task_id)
             self._do(effects.RecallTask(_lane(task).worker.id, task))
         else:
-            if task.state is TaskState.READY:
-                self._end(task)
+            if task.lane is None:
+                self._end(task, CANCELLED)
             self._do(effects.Answer(task, task.state is TaskState.DONE))
-        return self._assign()
+        return self._assign(now)
 
-    def kill(self, task_id: int, signal: int, grace: float) -> list[Effect]:
+    def kill(self, task_id: int, signal: int, grace: float, now: float) -> list[Effect]:
         """End the task wherever it is. Its agent reports the end."""
         task = self.tasks.get(task_id)
         if task is None:
             return []
-        if task.state is TaskState.READY:
+        if task.lane is None:
             self._resolve(task, protocol.Finished(task.id, task.attempt, protocol.KILLED))
         else:
             task.doomed = True
             self._do(effects.KillTask(_lane(task).worker.id, task, signal, grace))
-        return self._assign()
+        return self._assign(now)
 
     # --- the workers' side --------------------------------------------------------------------------------------------
 
-    def joined(self, worker_id: WorkerId, slots: int) -> list[Effect]:
-        """A new worker."""
-        self.workers[worker_id] = Worker(worker_id, slots)
-        return self._assign()
+    def joined(
+        self, worker_id: WorkerId, pools: list[Pool], now: float, ends: float | None = None, group: str = ""
+    ) -> list[Effect]:
+        """A new worker, which has to leave at ``ends``."""
+        self._placement.join(Worker.of_pools(worker_id, pools, ends, group))
+        return self._assign(now)
 
-    def lost(self, worker_id: WorkerId, reason: str) -> list[Effect]:
+    def lost(self, worker_id: WorkerId, reason: str, now: float) -> list[Effect]:
         """A worker is gone, with all that ran on it: what may have started counts against ``crash_limit``."""
-        if worker_id in self.leaving:
-            return self._lost_as_planned(self.leaving.pop(worker_id), reason)
-        worker = self.workers.pop(worker_id, None)
+        leaving = self.leaving.pop(worker_id, None)
+        worker = leaving or self.workers.get(worker_id)
         if worker is None:
             return []
+        if leaving is None:
+            self._end_on_other_nodes(worker, reason)
+            self._placement.leave(worker)
         for lane in worker.lanes.values():
-            lane.of.lanes.remove(lane)
             # A start is reported a moment after it: the first ones may have started, and count as if they had.
             for position, task in reversed(list(enumerate(lane.sent.values()))):
-                self._give_back(task, reason, started=position < lane.width or task.state is TaskState.RUNNING)
+                started = task.state is TaskState.RUNNING or (leaving is None and position < len(lane.places))
+                self._give_back(task, reason, started=started, planned=leaving is not None)
             lane.sent.clear()
-        return self._assign()
+        return self._assign(now)
 
-    def _lost_as_planned(self, worker: Worker, reason: str) -> list[Effect]:
-        """It went before it had given back everything; nobody is to blame for that either."""
-        for lane in worker.lanes.values():
-            for task in reversed(list(lane.sent.values())):
-                self._give_back(task, reason, started=task.state is TaskState.RUNNING, planned=True)
-            lane.sent.clear()
-        return self._assign()
+    def _end_on_other_nodes(self, worker: Worker, reason: str) -> None:
+        """A task that runs on several nodes and has lost one ends on its first."""
+        lane = worker.lent
+        if lane is not None and lane.worker is not worker:
+            for task in lane.sent.values():
+                self._broken[task.id] = reason
+                self._do(effects.KillTask(lane.worker.id, task, 9, 0.0))
 
-    def receive(self, worker_id: WorkerId, reports: Iterable[protocol.Report]) -> list[Effect]:
+    def receive(self, worker_id: WorkerId, reports: Iterable[protocol.Report], now: float) -> list[Effect]:
         """Reports of a worker, in their order."""
         worker = self.workers.get(worker_id) or self.leaving.get(worker_id)
         if worker is not None:
             for report in reports:
                 self._on_report(worker, report)
-        return self._assign()
+        return self._assign(now)
 
     def _on_report(self, worker: Worker, report: protocol.Report) -> None:
         handler = self._handlers.get(type(report))
@@ -130,18 +171,18 @@ class Scheduler:
                 handler(self, task, report)
             else:
                 self._drop(report)
+        elif isinstance(report, protocol.Freed):
+            self._placement.freed(worker, LaneId(report.lane), report.places)
         elif isinstance(report, protocol.Unprepared):
             self._on_unprepared(report)
         elif isinstance(report, protocol.Leaving):
             self._on_leaving(worker)
 
     def _on_leaving(self, worker: Worker) -> None:
-        """Its lanes are nobody's any more, so that nothing is given to them; tasks that they have know them still."""
-        if self.workers.pop(worker.id, None) is None:
-            return  # it says so twice
-        self.leaving[worker.id] = worker
-        for lane in worker.lanes.values():
-            lane.of.lanes.remove(lane)
+        if worker.id not in self.leaving:
+            self._end_on_other_nodes(worker, "a node was told to leave")
+            self.leaving[worker.id] = worker
+            self._placement.leave(worker)
 
     def _drop(self, report: protocol.Report) -> None:
         if isinstance(report, protocol.Finished) and report.body:
@@ -156,18 +197,21 @@ class Scheduler:
         self._do(effects.Tell(task, report))
 
     def _on_finished(self, task: Task, report: protocol.Finished) -> None:
-        if report.end == protocol.LOST:
-            self._leave_lane(task)
-            reason = report.body.decode(errors="replace")
-            self._give_back(task, reason, started=task.state is TaskState.RUNNING)
-            return
-        if report.end == protocol.RETURNED:
-            self._leave_lane(task)
+        started = task.state is TaskState.RUNNING
+        of = _lane(task).of
+        self._placement.leave_lane(task)
+        broken = self._broken.pop(task.id, None)
+        if report.end == protocol.LOST or (broken is not None and report.end == protocol.KILLED):
+            self._give_back(task, broken or report.body.decode(errors="replace"), started=started)
+        elif report.end == protocol.RETURNED:
             self._give_back(task, "its agent was told to leave", started=report.started > 0, planned=True)
-            return
-        if report.started:
-            _lane(task).of.measured(report.ended - report.started)
-        self._leave_lane(task)
+        else:
+            if report.started:
+                of.measured(report.ended - report.started)
+            self._on_end(task, report)
+
+    def _on_end(self, task: Task, report: protocol.Finished) -> None:
+        """An attempt has ended by itself, or by the user's wish."""
         if _has_failed(task, report) and task.retries > 0 and not task.doomed:
             task.retries -= 1
             self._drop(report)
@@ -177,19 +221,19 @@ class Scheduler:
             self._resolve(task, report)
 
     def _on_recalled(self, task: Task, report: protocol.Recalled) -> None:
-        moving = task.id in self._moving
-        self._moving.discard(task.id)
+        moving = task.id in self._placement.moving
+        self._placement.moving.discard(task.id)
         if moving and not report.given_back and task.state is TaskState.SENT:
             task.move(TaskState.RUNNING)  # which its agent will say in a moment
         if task.id not in self._recalled:
             if moving and report.given_back:
-                self._leave_lane(task)
+                self._placement.leave_lane(task)
                 self._requeue(task)
             return
         self._answer(task, report.given_back)
         if report.given_back:
-            self._leave_lane(task)
-            self._end(task)
+            self._placement.leave_lane(task)
+            self._end(task, CANCELLED)
 
     _handlers: ClassVar[dict[type[Any], Callable[[Scheduler, Task, Any], None]]] = {
         protocol.Started: _on_started,
@@ -202,8 +246,10 @@ class Scheduler:
         refused = effects.Refused(report.text, report.error, report.initializer)
         self.refused[report.environment] = refused
         for task in [task for task in self.tasks.values() if task.environment == report.environment]:
+            if task.state in (TaskState.WAITING, TaskState.DONE):
+                continue  # it hears of it when its turn comes
             if task.lane is not None:
-                self._leave_lane(task)
+                self._placement.leave_lane(task)
             self._resolve(task, refused)
 
     # --- tasks --------------------------------------------------------------------------------------------------------
@@ -215,32 +261,55 @@ class Scheduler:
         """
         task.losses += started and not planned
         task.lane = None
-        self._moving.discard(task.id)
+        self._placement.moving.discard(task.id)
+        self._broken.pop(task.id, None)
         if task.doomed:
             self._resolve(task, protocol.Finished(task.id, task.attempt, protocol.KILLED))
         elif started and (task.losses > task.crash_limit or task.crash_limit == 0):
             self._resolve(task, effects.Lost(reason))
         elif task.id in self._recalled and task.state is TaskState.SENT:
             self._answer(task, cancelled=True)
-            self._end(task)
+            self._end(task, CANCELLED)
         else:
             self._answer(task, cancelled=False)
             self._requeue(task)
 
     def _requeue(self, task: Task) -> None:
         task.move(TaskState.READY)
-        self._class(task.environment).ready.appendleft(task)
+        self._placement.add(task, first=True)
         self._do(effects.Requeue(task))
 
     def _resolve(self, task: Task, outcome: object) -> None:
         self._do(effects.Resolve(task, outcome))
-        self._end(task)
+        good = isinstance(outcome, protocol.Finished) and _has_succeeded(task, outcome)
+        self._end(task, OK if good else FAILED)
 
-    def _end(self, task: Task) -> None:
+    def _end(self, task: Task, how: str) -> None:
         task.move(TaskState.DONE)  # if it waits in a queue, it leaves that when its turn comes
         self.tasks.pop(task.id, None)
-        self._moving.discard(task.id)
+        self._placement.moving.discard(task.id)
+        self._dependents.forget(task)
         self._answer(task, cancelled=False)
+        if self._dependents.needed(task.id):
+            self._decide(task.id, how, task.body)
+
+    def _decide(self, ended: int, how: str, first: Any) -> None:
+        """Rule 3. No recursion: chains may be long."""
+        self._ends.append((ended, how, first))
+        if len(self._ends) > 1:
+            return  # its turn comes in the loop that we are called from
+        while self._ends:
+            ended, how, first = self._ends[0]
+            for task, may_start in list(self._dependents.ended(ended, how)):
+                if may_start:
+                    task.move(TaskState.READY)
+                    self._ready(task)
+                else:
+                    task.move(TaskState.DONE)
+                    del self.tasks[task.id]
+                    self._do(effects.Resolve(task, effects.Unmet(first, how)))
+                    self._ends.append((task.id, CANCELLED if how == CANCELLED else FAILED, first))
+            self._ends.popleft()
 
     def _answer(self, task: Task, cancelled: bool) -> None:
         """To whoever asked for a sent task back, if somebody did."""
@@ -248,156 +317,15 @@ class Scheduler:
             self._recalled.discard(task.id)
             self._do(effects.Answer(task, cancelled))
 
-    def _leave_lane(self, task: Task) -> None:
-        lane = _lane(task)
-        del lane.sent[task.id]
-        task.lane = None
-
-    # --- assignment ---------------------------------------------------------------------------------------------------
-
-    def _class(self, environment: int) -> TaskClass:
-        found = self.classes.get(environment)
-        if found is None:
-            found = self.classes[environment] = TaskClass(environment)
-        return found
-
-    def _assign(self) -> list[Effect]:
-        """Give ready tasks to lanes, oldest class first; then return all effects since the last time."""
-        for waiting in self._waiting_classes():
-            self._feed(waiting)
-            if waiting.ready and not waiting.lanes:
-                break  # rule 3
-        self._balance()
-        done, self._effects = self._effects, []
+    def _assign(self, now: float) -> list[Effect]:
+        """Give ready tasks to lanes; then return all effects since the last time."""
+        self._placement.assign(now)
+        done = self._effects.copy()
+        self._effects.clear()
         return done
-
-    def _waiting_classes(self) -> list[TaskClass]:
-        waiting = []
-        for each in list(self.classes.values()):
-            if _drop_ended(each):
-                waiting.append(each)
-            else:
-                self._forget_class_if_idle(each)
-        if len(waiting) > 1:
-            waiting.sort(key=lambda each: each.ready[0].id)
-        return waiting
-
-    def _feed(self, waiting: TaskClass) -> None:
-        for lane in waiting.lanes:
-            self._fill(lane, lane.width)
-        while waiting.ready and (worker := self._worker_with_room(waiting)) is not None:
-            self._widen(worker, waiting)
-        for lane in waiting.lanes:
-            self._fill(lane, lane.width + prefetch(waiting.duration, lane.width))
-
-    def _fill(self, lane: Lane, limit: int) -> None:
-        ready = lane.of.ready
-        while ready and len(lane.sent) < limit:
-            if len(lane.sent) >= lane.width and ready[0].crash_limit == 0:
-                break  # in a queue it might start unheard, and then once more elsewhere
-            task = ready.popleft()
-            if task.state is TaskState.READY:
-                self._send(lane, task)
-
-    def _send(self, lane: Lane, task: Task) -> None:
-        task.move(TaskState.SENT)
-        task.attempt += 1
-        task.lane = lane
-        lane.sent[task.id] = task
-        self._do(effects.Start(lane.worker.id, lane.id, task))
-
-    def _balance(self) -> None:
-        """Rule 4: what an agent holds in advance does not wait behind long tasks while there is room."""
-        room = sum(worker.free for worker in self.workers.values()) - len(self._moving)
-        if room <= 0:
-            return
-        for each in self.classes.values():
-            if each.ready or (each.duration is not None and each.duration < BRIDGE):
-                continue
-            for lane in each.lanes:
-                if len(lane.sent) > lane.width:
-                    room -= self._spread(lane, room)
-
-    def _spread(self, lane: Lane, room: int) -> int:
-        """Let tasks that wait on a lane run: there, if the worker has room, else somewhere else; says how many."""
-        surplus = len(lane.sent) - lane.width
-        more = min(surplus, lane.worker.free)
-        if more > 0:
-            lane.width += more
-            self._do(effects.ResizeLane(lane.worker.id, lane.id, lane.width))
-        asked = 0
-        for task in reversed(list(lane.sent.values())[lane.width :]):
-            if asked + more >= room:
-                break
-            if task.state is TaskState.SENT and task.id not in self._moving and task.id not in self._recalled:
-                self._moving.add(task.id)
-                self._do(effects.RecallTask(lane.worker.id, task))
-                asked += 1
-        return more + asked
-
-    def _worker_with_room(self, waiting: TaskClass) -> Worker | None:
-        """The worker with most free slots; if there is none, one where another class does not use what it has."""
-        best = max(self.workers.values(), key=lambda worker: worker.free, default=None)
-        if best is not None and best.free > 0:
-            return best
-        for worker in self.workers.values():
-            for lane in worker.lanes.values():
-                if lane.of is not waiting and len(lane.sent) < lane.width:
-                    self._narrow(lane)
-                    return worker
-        return None
-
-    def _narrow(self, lane: Lane) -> None:
-        lane.width = len(lane.sent)
-        if lane.width:
-            self._do(effects.ResizeLane(lane.worker.id, lane.id, lane.width))
-        else:
-            del lane.worker.lanes[lane.id]
-            lane.of.lanes.remove(lane)
-            self._do(effects.CloseLane(lane.worker.id, lane.id))
-            self._forget_class_if_idle(lane.of)
-
-    def _forget_class_if_idle(self, idle: TaskClass) -> None:
-        if not idle.lanes and not idle.ready:
-            self.classes.pop(idle.environment, None)
-
-    def _widen(self, worker: Worker, waiting: TaskClass) -> None:
-        more = min(worker.free, len(waiting.ready))
-        lane = next((lane for lane in waiting.lanes if lane.worker is worker), None)
-        if lane is None:
-            lane = self._open(worker, waiting, more)
-        else:
-            lane.width += more
-            self._do(effects.ResizeLane(worker.id, lane.id, lane.width))
-        self._fill(lane, lane.width)
-
-    def _open(self, worker: Worker, waiting: TaskClass, width: int) -> Lane:
-        lane = Lane(LaneId(next(self._lane_numbers)), worker, waiting, width)
-        worker.lanes[lane.id] = lane
-        waiting.lanes.append(lane)
-        self._do(effects.OpenLane(worker.id, lane.id, waiting.environment, width))
-        return lane
 
     def _do(self, effect: Effect) -> None:
         self._effects.append(effect)
-
-    # --- self-check ---------------------------------------------------------------------------------------------------
-
-    def check_invariants(self) -> None:
-        """Raise AssertionError if anything that must always hold does not; for tests."""
-        for task in self.tasks.values():
-            assert task.state is not TaskState.DONE, f"task {task.id} is done and still known"
-            sent = task.lane is not None and task.lane.sent.get(task.id) is task
-            assert sent == (task.state in (TaskState.SENT, TaskState.RUNNING)), f"task {task.id} {task.state}"
-        for worker in self.workers.values():
-            assert worker.free >= 0, f"worker {worker.id} has given {-worker.free} slots too many"
-            for lane in worker.lanes.values():
-                assert lane in lane.of.lanes
-                assert all(self.tasks.get(task.id) is task for task in lane.sent.values())
-        for each in self.classes.values():
-            waits = any(task.state is TaskState.READY for task in each.ready)
-            idle = any(len(lane.sent) < lane.width for lane in each.lanes)
-            assert not (waits and idle), f"environment {each.environment}: tasks wait beside idle places"
 
 
 def _has_failed(task: Task, report: protocol.Finished) -> bool:
@@ -405,13 +333,10 @@ def _has_failed(task: Task, report: protocol.Finished) -> bool:
     return bad_status or report.end in _FAILED
 
 
+def _has_succeeded(task: Task, report: protocol.Finished) -> bool:
+    return report.end == protocol.VALUE or (report.end == protocol.COMPLETED and not _has_failed(task, report))
+
+
 def _lane(task: Task) -> Lane:
     assert task.lane is not None
     return task.lane
-
-
-def _drop_ended(each: TaskClass) -> bool:
-    """Whether tasks wait, after dropping those that ended while they waited."""
-    while each.ready and each.ready[0].state is not TaskState.READY:
-        each.ready.popleft()
-    return bool(each.ready)
