@@ -7,21 +7,25 @@ need no more than the standard pickler, which gives the same bytes for less.
 from __future__ import annotations
 
 import codecs
+import io
 import pickle
+from collections import ChainMap
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cloudpickle
 
+from executor import inputs
 from executor.errors import SerializationError
 from executor.functions import PLAIN, TEXT, Function, reason_of
 from executor.future import TaskFuture
 from executor.options import TaskOptions
 from executor.payloads import Payloads
 from executor.program import Program
-from worker_agent import protocol, store
+from worker_agent import bodies, protocol, store
 
 _SMALL_TEXT = 4096
 #: No buffers: one value for all the tasks that have none.
@@ -41,6 +45,9 @@ class Request:
     args: protocol.Payload = b""
     buffers: Sequence[protocol.Stored] = NOTHING
     chunk: bool = False
+    #: futures among the arguments; and, when they have ended, their outcomes
+    inputs: Sequence[Future[Any]] = ()
+    results: list[bytes] | None = None
     #: whether news of the task is with the delivery threads, so that its outcome must follow that way
     told: bool = False
     #: while a thread delivers news of the task: what has come since, for that thread
@@ -51,12 +58,17 @@ class Request:
     def order_body(self) -> protocol.Call | protocol.Command:
         """What the agent is to run."""
         if self.function is not None:
-            return protocol.Call(self.function.id, self.args, list(self.buffers), self.chunk)
+            return protocol.Call(self.function.id, self.args, list(self.buffers), self.chunk, self.results or [])
         assert self.program is not None
         stdin = self.program.stdin
         path = str(stdin) if isinstance(stdin, Path) else None
         given = self.args if isinstance(self.args, protocol.Stored) else self.program.stdin_bytes()
         return protocol.Command(list(self.program.argv), given, path)
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is to run after others."""
+        return bool(self.inputs or self.options.after)
 
     def payloads(self) -> Sequence[protocol.Stored]:
         """The files that hold its arguments, and its function if that is large."""
@@ -67,7 +79,11 @@ class Request:
 
     def stored(self) -> Sequence[protocol.Stored]:
         """The files that hold its arguments, or the standard input of a program."""
-        return [*self.buffers, self.args] if isinstance(self.args, protocol.Stored) else self.buffers
+        stored = [*self.buffers, self.args] if isinstance(self.args, protocol.Stored) else self.buffers
+        if self.results:
+            results = [protocol.Stored(*file) for body in self.results for file in bodies.files_of(body)]
+            return [*stored, *results]
+        return stored
 
 
 class OutOfBand:
@@ -84,25 +100,28 @@ class OutOfBand:
 
 def pack_arguments(
     args: Any, kwargs: dict[str, Any], payloads: Payloads, chunk: bool = False
-) -> tuple[protocol.Payload, Sequence[protocol.Stored]]:
-    """The pickle of ``(args, kwargs)`` and its out-of-band buffers. Raises SerializationError.
+) -> tuple[protocol.Payload, Sequence[protocol.Stored], Sequence[Future[Any]]]:
+    """The pickle of ``(args, kwargs)``, its out-of-band buffers, and the futures in it. Raises SerializationError.
 
     With ``chunk``, ``args`` is a list of argument tuples, and that alone is pickled.
     """
-    if chunk:
-        return _pack_chunk(args, payloads)
-    if not kwargs and all(map(_is_plain, args)):
+    if not kwargs and not chunk and all(map(_is_plain, args)):
         data = pickle.dumps((args, kwargs), 5)
         if len(data) <= store.INLINE_LIMIT:
-            return data, NOTHING
+            return data, NOTHING, ()
+    with inputs.collect() as futures:
+        try:
+            packed, buffers = pack(args if chunk else _large_out_of_band(args, kwargs), payloads)
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt | OSError):
+                raise
+            raise _blame_argument(args, kwargs, error) from error
+    return packed, buffers, tuple(futures)
+
+
+def _large_out_of_band(args: Any, kwargs: dict[str, Any]) -> Any:
     large = tuple(OutOfBand(each) if _is_large_bytes(each) else each for each in args)
-    named = {name: OutOfBand(each) if _is_large_bytes(each) else each for name, each in kwargs.items()}
-    try:
-        return pack((large, named), payloads)
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt | OSError):
-            raise
-        raise _blame_argument(args, kwargs, error) from error
+    return large, {name: OutOfBand(each) if _is_large_bytes(each) else each for name, each in kwargs.items()}
 
 
 def pack_initializer(initializer: Callable[..., object], args: Sequence[Any]) -> bytes:
@@ -111,17 +130,6 @@ def pack_initializer(initializer: Callable[..., object], args: Sequence[Any]) ->
         return cloudpickle.dumps((initializer, tuple(args)), protocol=5)  # type: ignore[no-any-return]  # has no types
     except Exception as error:
         raise SerializationError(f"the initializer or its initargs cannot be pickled: {error}") from error
-
-
-def _pack_chunk(
-    calls: list[tuple[Any, ...]], payloads: Payloads
-) -> tuple[protocol.Payload, Sequence[protocol.Stored]]:
-    try:
-        return pack(calls, payloads)
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt | OSError):
-            raise
-        raise _blame_argument(calls, {}, error) from error
 
 
 def _is_plain(value: Any) -> bool:
@@ -133,13 +141,19 @@ def _is_large_bytes(value: Any) -> bool:
     return type(value) is bytes and len(value) >= store.INLINE_LIMIT
 
 
+class ArgumentPickler(cloudpickle.Pickler):  # type: ignore[misc]  # has no types
+    """As cloudpickle's, but for futures."""
+
+    dispatch_table = ChainMap(dict.fromkeys((Future, TaskFuture), inputs.reduce_future), cloudpickle.Pickler.dispatch_table)
+
+
 def pack(value: Any, payloads: Payloads) -> tuple[protocol.Payload, Sequence[protocol.Stored]]:
     """The pickle of ``value`` and its out-of-band buffers; what was stored is given back if pickling fails."""
     spill = store.Spill(payloads.directories)
     buffers: list[Any] = []
     kept: list[protocol.Stored] = []
     try:
-        cloudpickle.Pickler(spill, protocol=5, buffer_callback=store.keep_small_in_band(buffers)).dump(value)
+        ArgumentPickler(spill, protocol=5, buffer_callback=store.keep_small_in_band(buffers)).dump(value)
         for buffer in buffers:
             kept.append(payloads.put(buffer))
     except BaseException:
@@ -163,7 +177,7 @@ def _blame_argument(args: Any, kwargs: dict[str, Any], error: BaseException) -> 
 
 def _pickles(value: Any) -> bool:
     try:
-        cloudpickle.dumps(value, protocol=5)
+        ArgumentPickler(io.BytesIO(), protocol=5).dump(value)
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise

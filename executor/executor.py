@@ -265,7 +265,7 @@ class HPCExecutor(_Tasks):
                     request.args = hub.payloads.put(stdin)
             else:
                 request.function = packed or hub.functions.pack(fn)
-                request.args, request.buffers = pack_arguments(args, kwargs, hub.payloads, chunk)
+                request.args, request.buffers, request.inputs = pack_arguments(args, kwargs, hub.payloads, chunk)
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 raise

@@ -18,10 +18,11 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from executor import local
 from executor.agents import STOP_PATIENCE, Agents
+from executor.awaited import Awaited
 from executor.calls import Request
 from executor.core import effects
 from executor.core.model import Task
@@ -80,7 +81,8 @@ class Hub:
         self._epoll = select.epoll()
         self._agents = Agents(self.session, self.directories, self._epoll, lease)
         self._orders = Orders(self._agents, self.environments)
-        self._unsettled = Unsettled(self._orders, self.functions, self.payloads, self.delivery)
+        self._awaited = Awaited(self.payloads, self.inbox, self._on_awaited)
+        self._unsettled = Unsettled(self._orders, self.functions, self.payloads, self.delivery, self._awaited)
         self._performers = self._orders.performers() | self._unsettled.performers()
         self._thread = threading.Thread(target=self._run, name="hpc-executor-hub", daemon=True)
 
@@ -275,8 +277,20 @@ class Hub:
             for task in tasks:
                 self._unsettled.settle(task, self.broken)
         else:
-            self._perform(self._core.submit(tasks, time.monotonic()))
+            free = [task for task in tasks if not task.body.waits]
+            self._perform(self._core.submit(free, time.monotonic()))
+            for task in tasks if len(free) < len(tasks) else ():
+                self._submit_waiting(task)
         tasks.clear()
+
+    def _submit_waiting(self, task: Task) -> None:
+        if task.body is not None and task.body.waits:
+            after = self._awaited.conditions(task.body, self._core.tasks)
+            self._perform(self._core.submit_after(task, after, time.monotonic()))
+
+    def _on_awaited(self, number: int, how: str, future: Any) -> None:
+        """Something has ended that tasks wait for and that is no task of ours, or no more."""
+        self._perform(self._core.settled(number, how, future, time.monotonic()))
 
     # --- the wire -----------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,9 @@ from cloudpickle.cloudpickle import (
 
 from executor.calls import Request
 from executor.core import effects
+from executor.core.dependents import FAILED, OK
 from executor.errors import (
+    DependencyFailed,
     EnvironmentFailed,
     InitializerFailed,
     ProgramNotStarted,
@@ -48,6 +50,8 @@ def unpack(request: Request, outcome: object) -> tuple[Any, BaseException | None
         return None, _lost(request, outcome)
     if isinstance(outcome, effects.Refused):
         return None, _refused(request, outcome)
+    if isinstance(outcome, effects.Unmet):
+        return None, _unmet(request, outcome)
     if isinstance(outcome, BaseException):
         return None, outcome
     assert isinstance(outcome, protocol.Finished)
@@ -232,6 +236,20 @@ def _refused(request: Request, outcome: effects.Refused) -> BaseException:
     if outcome.error:
         failure.__cause__ = _load_error(request.future, outcome.error)
     return failure
+
+
+def _unmet(request: Request, outcome: effects.Unmet) -> DependencyFailed:
+    """What it waited for did not end as it had to."""
+    first = outcome.first.future if isinstance(outcome.first, Request) else outcome.first
+    name = describe(first) if isinstance(first, TaskFuture) else repr(first)
+    ended = {OK: "has succeeded, and was to fail", FAILED: "has failed"}[outcome.how]
+    error = DependencyFailed(
+        f"{describe(request.future)} was not run: {name} {ended}", task=request.future.name,
+        failed=getattr(first, "name", ""), failed_id=getattr(first, "task_id", None), future=first,
+    )  # fmt: skip
+    if first.done() and not first.cancelled():
+        error.__cause__ = first.exception()
+    return error
 
 
 def describe(future: TaskFuture) -> str:

@@ -12,10 +12,12 @@ import queue
 from collections.abc import Callable
 from typing import Any
 
+from executor.awaited import Awaited
 from executor.calls import Request
 from executor.core import effects
+from executor.core.dependents import CANCELLED as CANCELLED_END
 from executor.core.model import Task
-from executor.delivery import Delivery, settle_at_once
+from executor.delivery import CANCELLED, Delivery, settle_at_once
 from executor.functions import Functions
 from executor.orders import Orders
 from executor.outcome import discard
@@ -29,8 +31,11 @@ FUNCTIONS_KEPT = 1000
 class Unsettled:
     """The tasks, what they keep in use, and who waits for them. Used from the hub's thread only."""
 
-    def __init__(self, orders: Orders, functions: Functions, payloads: Payloads, delivery: Delivery) -> None:
+    def __init__(
+        self, orders: Orders, functions: Functions, payloads: Payloads, delivery: Delivery, awaited: Awaited
+    ) -> None:
         self._orders = orders
+        self._awaited = awaited
         self._functions = functions
         self._payloads = payloads
         self._delivery = delivery
@@ -93,7 +98,18 @@ class Unsettled:
         self.news.append((effect.task.body, effect.news))
 
     def _on_resolve(self, effect: effects.Resolve) -> None:
-        self.settle(effect.task, effect.outcome)
+        if self._awaited.takers:
+            self._awaited.hand_on(effect.task.id, effect.outcome)
+        if isinstance(effect.outcome, effects.Unmet) and effect.outcome.how == CANCELLED_END:
+            self._cancel(effect.task)
+        else:
+            self.settle(effect.task, effect.outcome)
+
+    def _cancel(self, task: Task) -> None:
+        """What it waited for was cancelled."""
+        if task.body.future.mark_cancelled():
+            self.news.append((task.body, CANCELLED))
+        self._release(task)
 
     def _on_requeue(self, effect: effects.Requeue) -> None:
         self._orders.end_transfer(effect.task)
@@ -116,7 +132,7 @@ class Unsettled:
         self._tasks.pop(task.id, None)
         request: Request = task.body
         self._release_function(request)
-        if request.buffers or type(request.args) is protocol.Stored:
+        if request.buffers or request.results or type(request.args) is protocol.Stored:
             for stored in request.stored():
                 self._payloads.release(stored)
         task.body = None

@@ -314,8 +314,12 @@ class Agent:
         """Raises OSError if one that was sent to us could not be stored."""
         if self._received is None:
             return
-        needed = [body.stdin] if isinstance(body, protocol.Command) else [body.args, self._functions[body.function]]
-        for payload in [*needed, *(body.buffers if isinstance(body, protocol.Call) else ())]:
+        if isinstance(body, protocol.Command):
+            needed: list[protocol.Payload | None] = [body.stdin]
+        else:
+            files = [protocol.Stored(*file) for result in body.inputs for file in bodies.files_of(result)]
+            needed = [body.args, self._functions[body.function], *body.buffers, *files]
+        for payload in needed:
             if isinstance(payload, protocol.Stored):
                 self.path_of(payload)
 

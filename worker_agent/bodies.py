@@ -53,6 +53,18 @@ def load(payload: Any, buffers: list[tuple[str, int]]) -> Any:
         return pickle.load(file, buffers=mapped)
 
 
+def load_body(body: bytes) -> Any:
+    """The value of a whole body; its files stay."""
+    if body[:1] == PLAIN:
+        return json.loads(body[1:])
+    if body[:1] in INLINE:
+        return pickle.loads(memoryview(body)[1:])
+    files = files_of(body)
+    if body[:1] == b"\2":
+        return load(files[0], files[1:])
+    return load(pickle_of(body), files)
+
+
 def dump_value(value: Any, stores: list[str]) -> tuple[bool, bytes]:
     """The body for a result; if it cannot be pickled, the body for the error that says so."""
     plain = _plain(value)

@@ -55,6 +55,7 @@ class Task(NamedTuple):
     variables: dict[str, str]
     cpus: list[int]
     pin: str
+    inputs: list[bytes]
 
 
 class Forked(NamedTuple):

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import msgspec
 
-from worker_agent import channel, processes, protocol, runner, spawning
+from worker_agent import bodies, channel, processes, protocol, runner, spawning
 from worker_agent.attempt import Attempt, State
 from worker_agent.interpreters import Interpreters, end_by_force
 from worker_agent.loop import Loop
@@ -144,7 +144,15 @@ class Lane:
             attempt.order.task, attempt.order.attempt, call.function, self._plain(function), self._plain(call.args),
             buffers,
             call.chunk, settings.cwd, settings.env, settings.stdout, settings.stderr, variables, cpus, settings.pin,
+            [self._here(body) for body in call.inputs],
         )  # fmt: skip
+
+    def _here(self, body: bytes) -> bytes:
+        """The result of another task, with its files as they are called on this node."""
+        files = bodies.files_of(body)
+        if not files:
+            return body
+        return bodies.with_files(body, [(self._host.path_of(protocol.Stored(*file)), file[1]) for file in files])
 
     def _plain(self, payload: protocol.Payload) -> bytes | tuple[str, int]:
         return payload if isinstance(payload, bytes) else (self._host.path_of(payload), payload.size)

@@ -58,7 +58,8 @@ Payload = bytes | Stored
 class Call(msgspec.Struct, array_like=True, frozen=True, tag="call"):
     """A Python call: the function (sent before by :class:`Define`) and its pickled ``(args, kwargs)``.
 
-    ``buffers`` are the out-of-band buffers of pickle protocol 5. With ``chunk`` the arguments are a list of argument
+    ``buffers`` are the out-of-band buffers of pickle protocol 5. ``inputs`` are outcomes of other tasks (see
+    :mod:`worker_agent.bodies`), for the futures among the arguments. With ``chunk`` the arguments are a list of argument
     tuples and the outcome is the list of results (``map`` with a chunksize).
     """
 
@@ -66,6 +67,7 @@ class Call(msgspec.Struct, array_like=True, frozen=True, tag="call"):
     args: Payload
     buffers: list[Stored] = []
     chunk: bool = False
+    inputs: list[bytes] = []
 
 
 class Command(msgspec.Struct, array_like=True, frozen=True, tag="command"):

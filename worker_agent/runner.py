@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator
 from importlib.machinery import PathFinder
 from typing import Any, NamedTuple, NoReturn
 
-from worker_agent import bodies, channel, descriptors, processes, store
+from worker_agent import bodies, channel, descriptors, inputs, processes, store
 from worker_agent.pinning import pin_variables, pinned
 
 #: Exit status of an interpreter whose report socket is gone: the user's code closed it, or the agent died.
@@ -170,10 +170,11 @@ class Interpreter:
     def _execute(
         self, function_id: int, function: Any, args: Any, buffers: list[tuple[str, int]], chunk: bool,
         cwd: str | None, env: dict[str, str | None], stdout: str | None, stderr: str | None,
-        variables: dict[str, str], cpus: list[int], pin: str,
+        variables: dict[str, str], cpus: list[int], pin: str, results: list[bytes],
     ) -> tuple[bool, bytes, Any]:  # fmt: skip
         try:
             os.environ.update(variables)
+            inputs.provide(results)
             if pin:
                 cpus = cpus or self._setup.cpus
                 with pinned(pin, cpus), self._surroundings(cwd, {**pin_variables(pin, cpus), **env}, stdout, stderr):

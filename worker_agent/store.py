@@ -57,7 +57,7 @@ class Spill:
         self.size += memoryview(data).nbytes
 
     def _open_next(self) -> None:
-        self.path = os.path.join(self._directories[0], f"{os.getpid()}-{next(_numbers)}-{os.urandom(4).hex()}")
+        self.path = new_path(self._directories[0])
         self._fd = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
     def _write_out(self, data: Buffer) -> None:
@@ -107,6 +107,11 @@ class Spill:
         self.close()
         if self.path is not None:
             remove(self.path)
+
+
+def new_path(directory: str) -> str:
+    """The path of a payload that is not there yet."""
+    return os.path.join(directory, f"{os.getpid()}-{next(_numbers)}-{os.urandom(4).hex()}")
 
 
 def store(data: Buffer, directories: list[str]) -> tuple[str, int]:
