@@ -144,7 +144,9 @@ def _is_large_bytes(value: Any) -> bool:
 class ArgumentPickler(cloudpickle.Pickler):  # type: ignore[misc]  # has no types
     """As cloudpickle's, but for futures."""
 
-    dispatch_table = ChainMap(dict.fromkeys((Future, TaskFuture), inputs.reduce_future), cloudpickle.Pickler.dispatch_table)
+    dispatch_table = ChainMap(
+        dict.fromkeys((Future, TaskFuture), inputs.reduce_future), cloudpickle.Pickler.dispatch_table
+    )
 
 
 def pack(value: Any, payloads: Payloads) -> tuple[protocol.Payload, Sequence[protocol.Stored]]:

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 from waiting import wait_until
 
-from worker_agent import memory, processes
+from worker_agent import guarded, memory, memory_groups, processes
 from worker_agent.loop import Loop
-from worker_agent.memory import KernelKills, MemoryGuard, Peak, open_groups
+from worker_agent.memory import KernelKills, MemoryGuard, Peak
+from worker_agent.memory_groups import open_groups
 
 MB = 1 << 20
 PATIENCE = 60.0
@@ -250,7 +251,7 @@ def test_who_was_seen_in_the_tree_stays_in_it(
     guard.guard("task", task.pid, 100 * MB)
     look(loop, guard, 1)
     assert orphan in guard._guarded["task"].members
-    os.kill(memory._field(Path(f"/proc/{orphan}/status").read_bytes(), b"PPid"), signal.SIGKILL)
+    os.kill(guarded.field_of(Path(f"/proc/{orphan}/status").read_bytes(), b"PPid"), signal.SIGKILL)
     task.line()
     end_orphans.append(orphan)
     assert orphan in processes.children(os.getpid())
@@ -573,7 +574,7 @@ def test_a_long_look_is_followed_by_a_long_pause(
     [(b"A: 1\nB:\t12 kB\n", 12), (b"A: 1\nB:\n", 0), (b"A: 1\nB: x\n", 0), (b"", 0), (b"A: 1\nBB: 2", 0)],
 )
 def test_a_field_is_a_number(text: bytes, number: int) -> None:
-    assert memory._field(text, b"B") == number
+    assert guarded.field_of(text, b"B") == number
 
 
 # ---- control groups
@@ -594,7 +595,7 @@ class Tree:
         (self.root / "cgroup.procs").write_text("".join(f"{pid}\n" for pid in pids))
         (self.root / "cgroup.subtree_control").write_text("")
 
-    def open(self) -> memory.Groups | None:
+    def open(self) -> memory_groups.Groups | None:
         return open_groups("x", os.getpid(), str(self.proc), str(self.cgroup))
 
     def folders(self) -> list[str]:

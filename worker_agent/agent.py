@@ -24,6 +24,7 @@ from worker_agent.attempt import Attempt
 from worker_agent.connection import Connection
 from worker_agent.lane import Lane
 from worker_agent.loop import Loop
+from worker_agent.memory import KernelKills, MemoryGuard
 from worker_agent.pieces import Received, read_pieces
 from worker_agent.places import Ledger
 from worker_agent.programs import Programs
@@ -71,6 +72,9 @@ class Agent:
         self._functions: dict[int, protocol.Payload] = {}
         self._attempts: dict[int, Attempt] = {}
         self._starting: list[Attempt] = []
+        #: made when the first task has a limit
+        self._memory: MemoryGuard[Attempt] | None = None
+        self._kernel_kills = KernelKills()
         self._stopping = False
         #: a signal has told us to leave; set by its handler, seen by the loop
         self._told_to_leave = False
@@ -176,6 +180,8 @@ class Agent:
         for lane in self._lanes.values():
             lane.close()
         self._end_processes()
+        if self._memory is not None:
+            self._memory.close()
         if self._reason and self._session.epoch:
             self.report(protocol.Bye(self._reason))
             self._wire.flush_now()
@@ -241,6 +247,8 @@ class Agent:
             lane.close()
         self.programs.forget_all()
         self._end_processes()
+        if self._memory is not None:
+            self._memory.release_all()
         self._lanes.clear()
         self._closing.clear()
         self._attempts.clear()
@@ -388,6 +396,26 @@ class Agent:
         """The attempt has ended, or is not to start here; its process may still be leaving."""
         if self._attempts.get(attempt.order.task) is attempt:
             del self._attempts[attempt.order.task]
+
+    # --- memory -------------------------------------------------------------------------------------------------------
+
+    def guard_memory(self, attempt: Attempt, limit: int, marks: list[str]) -> None:
+        """End an attempt that has more bytes than that. Its orphans are known by the ``marks``, if there are any."""
+        if self._memory is None:
+            self._memory = MemoryGuard(self.loop, self._on_memory, name=self._process, top=self._supervisor)
+        self._memory.guard(attempt, attempt.pid, limit, marks)
+
+    def _on_memory(self, attempt: Attempt, _: int) -> None:
+        self._lanes[attempt.order.lane].end(attempt, protocol.OUT_OF_MEMORY, signal.SIGKILL, 0.0)
+
+    def release_memory(self, attempt: Attempt, killed: bool) -> protocol.Memory | None:
+        """Its memory is not guarded any more; what was seen, if it had too much. ``killed``: by who knows whom."""
+        seen = self._memory.release(attempt) if self._memory is not None else None
+        if seen is not None and seen.by:
+            return protocol.Memory(seen.peak, seen.limit, seen.by)
+        if killed and self._kernel_kills.are_more():
+            return protocol.Memory(seen.peak if seen else 0, seen.limit if seen else 0, "kernel")
+        return None
 
     # --- processes ----------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from enum import Enum
 from typing import Protocol
@@ -23,6 +24,9 @@ class Reporter(Protocol):
 
     def forget(self, attempt: Attempt) -> None:
         """The attempt has ended."""
+
+    def release_memory(self, attempt: Attempt, killed: bool) -> protocol.Memory | None:
+        """Its memory is not guarded any more; what was seen, if it had too much. ``killed``: by who knows whom."""
 
 
 class State(Enum):
@@ -100,9 +104,12 @@ class Attempt:
         self.state = State.ENDED
         self.ended = self.ended or time.time()
         self.stop_timers()
+        memory = self._reporter.release_memory(self, returncode == -signal.SIGKILL and self.end is None)
+        if memory is not None and self.end is None and end not in (protocol.VALUE, protocol.ERROR):
+            end = protocol.OUT_OF_MEMORY
         finished = protocol.Finished(
             self.order.task, self.order.attempt, self.end or end, body, returncode, self.pid, self.started,
-            self.ended, usage or protocol.Usage(), self._tail(1), self._tail(2),
+            self.ended, usage or protocol.Usage(), self._tail(1), self._tail(2), memory,
         )  # fmt: skip
         self._reporter.report(finished)
         self._reporter.forget(self)

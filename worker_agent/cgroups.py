@@ -42,7 +42,7 @@ def _groups_around_us(controller: str, proc: str, cgroup: str) -> Iterator[str]:
         number, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         for mount in _mounts(controller, number, controllers):
-            yield from _with_ancestors(f"{cgroup}{mount}", path)
+            yield from with_ancestors(f"{cgroup}{mount}", path)
 
 
 def _mounts(controller: str, number: str, controllers: str) -> list[str]:
@@ -51,7 +51,7 @@ def _mounts(controller: str, number: str, controllers: str) -> list[str]:
     return [f"/{controller}", f"/{controllers}"] if controller in controllers.split(",") else []
 
 
-def _with_ancestors(root: str, path: str) -> Iterator[str]:
+def with_ancestors(root: str, path: str) -> Iterator[str]:
     # In a container the path may be that of the host, of which only the root is mounted: what is missing is
     # skipped by the reader. ".." stands for groups outside of our namespace, which cannot be read.
     parts = [part for part in path.split("/") if part not in ("", "..")]

@@ -14,12 +14,13 @@ from typing import Protocol
 import msgspec
 
 from worker_agent import bodies, channel, processes, protocol, runner, spawning
+from worker_agent.amounts import MIB
 from worker_agent.attempt import Attempt, State
 from worker_agent.interpreters import Interpreters, end_by_force
 from worker_agent.loop import Loop
 from worker_agent.places import Ledger, Places
-from worker_agent.pools import Place
-from worker_agent.programs import NotExecutable, Programs, Surroundings
+from worker_agent.pools import UNIT, Place
+from worker_agent.programs import NotExecutable, Programs, Surroundings, task_identity
 from worker_agent.strays import Strays
 from worker_agent.task_variables import cpus_of, lane_variables
 
@@ -50,6 +51,9 @@ class Host(Protocol):
     def forget(self, attempt: Attempt) -> None:
         """The attempt is not ours any more."""
 
+    def guard_memory(self, attempt: Attempt, limit: int, marks: list[str]) -> None:
+        """End an attempt that has more bytes than that. Its orphans are known by the ``marks``, if there are any."""
+
 
 class Lane:
     """Starts the tasks of its queue as long as there is room."""
@@ -65,6 +69,8 @@ class Lane:
         self._order = order
         #: the environment's variables, as the system takes them
         self._encoded: dict[bytes, bytes] = {}
+        #: bytes that a task may have; 0: nothing was said
+        self._memory = 0
         self._host = host
         self._pool: Interpreters | None = None
         self._setup = setup
@@ -86,6 +92,7 @@ class Lane:
         added = lane_variables(self._order.request, self._order.variant, place.shares, env)
         self.environment = msgspec.structs.replace(self.environment, env={**env, **added})
         self._encoded = {os.fsencode(name): os.fsencode(text) for name, text in self.environment.env.items()}
+        self._memory = sum(share.amount for share in place.shares if share.name == "memory") * MIB // UNIT
 
     def take(self, count: int) -> None:
         """So many places are wanted back."""
@@ -178,7 +185,10 @@ class Lane:
     # --- from the interpreters ----------------------------------------------------------------------------------------
 
     def on_started(self, attempt: Attempt) -> None:
-        """The clock of its time limit runs."""
+        """The clock of its time limit runs, and its memory is looked after."""
+        if self._memory and attempt.settings.enforce_memory:
+            marks = [f"{name}={value}" for name, value in task_identity(attempt.order).items()]
+            self._host.guard_memory(attempt, self._memory, marks if self._pool is None else [])
         limit = attempt.settings.time_limit
         if limit is not None:
             attempt.deadline = self._host.loop.call_in(

@@ -59,8 +59,8 @@ class Call(msgspec.Struct, array_like=True, frozen=True, tag="call"):
     """A Python call: the function (sent before by :class:`Define`) and its pickled ``(args, kwargs)``.
 
     ``buffers`` are the out-of-band buffers of pickle protocol 5. ``inputs`` are outcomes of other tasks (see
-    :mod:`worker_agent.bodies`), for the futures among the arguments. With ``chunk`` the arguments are a list of argument
-    tuples and the outcome is the list of results (``map`` with a chunksize).
+    :mod:`worker_agent.bodies`), for the futures among the arguments. With ``chunk`` the arguments are a list of
+    argument tuples and the outcome is the list of results (``map`` with a chunksize).
     """
 
     function: int
@@ -348,6 +348,16 @@ class Usage(msgspec.Struct, array_like=True, frozen=True):
 #: program, EXITED that of an interpreter that had not given a result.
 VALUE, ERROR, COMPLETED, EXITED = "value", "error", "completed", "exited"
 TIMED_OUT, KILLED, NOT_STARTED, LOST, RETURNED = "time", "kill", "start", "lost", "returned"
+OUT_OF_MEMORY = "memory"
+
+
+class Memory(msgspec.Struct, array_like=True, frozen=True):
+    """Of a task that ran out of memory: the most that was seen and what it may have, in bytes (0: not known); who
+    has ended it, "agent" or "kernel"."""
+
+    peak: int
+    limit: int
+    by: str
 
 
 class Finished(msgspec.Struct, array_like=True, tag="finished"):
@@ -369,6 +379,7 @@ class Finished(msgspec.Struct, array_like=True, tag="finished"):
     usage: Usage = Usage()
     stdout: Tail | None = None
     stderr: Tail | None = None
+    memory: Memory | None = None
 
 
 class Recalled(msgspec.Struct, array_like=True, frozen=True, tag="recalled"):
