@@ -2,6 +2,7 @@
 
 from executor.errors import (
     AgentFailed,
+    DependencyFailed,
     EnvironmentFailed,
     ExecutorTerminated,
     InitializerFailed,
@@ -16,17 +17,20 @@ from executor.errors import (
     TaskDied,
     TaskKilled,
     TaskLost,
+    TaskOutOfMemory,
     TaskTimeout,
+    UnsatisfiableRequest,
 )
 from executor.executor import HPCExecutor
 from executor.future import TaskFuture, Usage
 from executor.options import CAPTURE, DEVNULL, FORWARD
 from executor.program import Program
+from executor.resources import Resources
 
 __all__ = [
-    "CAPTURE", "DEVNULL", "FORWARD", "AgentFailed", "EnvironmentFailed", "ExecutorTerminated", "HPCExecutor",
-    "InitializerFailed", "ListenError", "NetworkUnsafe", "OptionTypeError", "OptionValueError", "Program",
-    "ProgramFailed", "ProgramNotStarted", "RemoteError", "SerializationError", "TaskDied", "TaskFuture", "TaskKilled",
-    "TaskLost", "TaskTimeout", "Usage",
+    "CAPTURE", "DEVNULL", "FORWARD", "AgentFailed", "DependencyFailed", "EnvironmentFailed", "ExecutorTerminated",
+    "HPCExecutor", "InitializerFailed", "ListenError", "NetworkUnsafe", "OptionTypeError", "OptionValueError",
+    "Program", "ProgramFailed", "ProgramNotStarted", "RemoteError", "Resources", "SerializationError", "TaskDied",
+    "TaskFuture", "TaskKilled", "TaskLost", "TaskOutOfMemory", "TaskTimeout", "UnsatisfiableRequest", "Usage",
 ]  # fmt: skip
 __version__ = "0.1.0"

@@ -3,7 +3,8 @@
     Exception
     ├── concurrent.futures.process.BrokenProcessPool     (so that existing ``except`` clauses work)
     │   ├── TaskDied             the task's own process ended without a result: exit, signal, out of memory
-    │   │   └── TaskKilled       ... because ``future.kill()`` asked for it
+    │   │   ├── TaskKilled       ... because ``future.kill()`` asked for it
+    │   │   └── TaskOutOfMemory  ... because it used more memory than it may, or than there is
     │   ├── TaskLost             the task's agent was lost, more often than ``crash_limit`` allows
     │   ├── EnvironmentFailed    no interpreter can be started, or a module of ``preload`` not be imported
     │   ├── InitializerFailed    the executor's initializer raised: the executor is broken
@@ -20,11 +21,13 @@
     │   └── NetworkUnsafe        no agents can be invited: strangers could get in
     ├── pickle.PicklingError
     │   └── SerializationError   an argument or a result cannot be pickled
+    ├── DependencyFailed         a task that this one was to run after did not end as it had to; so it did not run
     ├── RemoteError              the task's exception does not survive pickling: its type, text and traceback
     ├── TypeError
     │   └── OptionTypeError      an option of the wrong type, or one that does not exist
     └── ValueError
-        └── OptionValueError     an option of the right type whose value makes no sense
+        ├── OptionValueError     an option of the right type whose value makes no sense
+        └── UnsatisfiableRequest the task needs more of a resource than any agent has, or can have
 
 Only InitializerFailed and AgentFailed break the executor; every other exception belongs to one future.
 Every exception pickles and keeps its attributes.
@@ -36,13 +39,15 @@ import errno
 import pickle
 import signal as signals
 import subprocess
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 __all__ = [
-    "AgentFailed", "EnvironmentFailed", "ExecutorTerminated", "InitializerFailed", "ListenError", "NetworkUnsafe",
-    "OptionTypeError", "OptionValueError", "ProgramFailed", "ProgramNotStarted", "RemoteError", "RemoteTraceback",
-    "SerializationError", "TaskDied", "TaskKilled", "TaskLost", "TaskTimeout",
+    "AgentFailed", "DependencyFailed", "EnvironmentFailed", "ExecutorTerminated", "InitializerFailed", "ListenError",
+    "NetworkUnsafe", "OptionTypeError", "OptionValueError", "ProgramFailed", "ProgramNotStarted", "RemoteError",
+    "RemoteTraceback", "SerializationError", "TaskDied", "TaskKilled", "TaskLost", "TaskOutOfMemory", "TaskTimeout",
+    "UnsatisfiableRequest",
 ]  # fmt: skip
 
 
@@ -113,6 +118,18 @@ class TaskDied(_Rebuilt, BrokenProcessPool):
 
 class TaskKilled(TaskDied):
     """``future.kill()`` ended the task."""
+
+
+class TaskOutOfMemory(TaskDied):
+    """The task used more memory than it may, or than there is.
+
+    ``peak`` is the most that it was seen to use, ``limit`` what it was allowed, both in bytes, or None if that is not
+    known; ``by`` is who ended it: "agent" or "kernel".
+    """
+
+    peak: int | None = None
+    limit: int | None = None
+    by: str = ""
 
 
 class TaskLost(_Rebuilt, BrokenProcessPool):
@@ -190,6 +207,27 @@ class NetworkUnsafe(_Rebuilt, RuntimeError):
     """Strangers could get in, or it cannot be shown that they cannot; so nobody may."""
 
 
+class DependencyFailed(_Rebuilt, Exception):
+    """The task did not run: one that it was to run after did not end as it had to, and that one's error is the cause.
+
+    ``failed`` and ``failed_id`` are name and id of the first task that failed, in a chain of such; ``failed_id`` is
+    None if it is a future of somebody else. ``future`` is its future, in this process only: None in a copy.
+    """
+
+    task: str = ""
+    failed: str = ""
+    failed_id: int | None = None
+    future: Future[Any] | None = None
+
+    def __init__(self, message: str = "", **attributes: Any) -> None:
+        super().__init__(message)
+        self.__dict__.update(attributes)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        state = {name: value for name, value in self.__dict__.items() if name != "future"}
+        return _rebuild, (type(self), self.args, state)  # a future belongs to its process
+
+
 class SerializationError(_Rebuilt, pickle.PicklingError):
     """An argument or a result cannot be pickled. The text names it and its type; the original error is the cause."""
 
@@ -223,3 +261,20 @@ class OptionTypeError(_Rebuilt, TypeError):
 
 class OptionValueError(_Rebuilt, ValueError):
     """An option whose value makes no sense."""
+
+
+class UnsatisfiableRequest(_Rebuilt, ValueError):
+    """The task needs more of a resource than any agent has, or can have.
+
+    ``resource`` is its name; ``requested`` is how much the task needs at least and ``most`` the most that one agent
+    has (memory in MiB, others in numbers; 0 if there is none).
+    """
+
+    task: str = ""
+    resource: str = ""
+    requested: float = 0.0
+    most: float = 0.0
+
+    def __init__(self, message: str = "", **attributes: Any) -> None:
+        super().__init__(message)
+        self.__dict__.update(attributes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import multiprocessing
 import os
 import platform
@@ -30,11 +31,12 @@ from executor.checks import (
     check_workers,
 )
 from executor.core.members import LEASE
-from executor.core.model import Task
-from executor.errors import OptionValueError
+from executor.core.model import ONE_CPU_EACH, Task, Variants
+from executor.errors import OptionValueError, UnsatisfiableRequest
 from executor.functions import Function
 from executor.future import TaskFuture
 from executor.hub import Hub
+from executor.impossible import find_impossible
 from executor.invitations import Invitation
 from executor.mapping import chain, results_of
 from executor.options import DEVNULL, Stream, TaskOptions, is_text, make_options
@@ -45,6 +47,8 @@ from worker_agent.pools import UNIT
 
 if sys.platform != "linux":
     raise ImportError("HPCExecutor runs on Linux only: it stands on pidfds, sub-reapers and SEQPACKET sockets")
+
+log = logging.getLogger("executor")
 
 #: The interpreter ends: no more tasks.
 _exiting = False
@@ -190,6 +194,9 @@ class HPCExecutor(_Tasks):
         #: neither shut down nor in a fork of the process that made it
         self._open = True
         _executors.add(self)
+        self._has_invited = False
+        #: what tasks need that was looked at
+        self._possible: set[Variants] = set()
         self._task_numbers = itertools.count(1)
         self._environment_numbers = itertools.count(1)
         self._surroundings: tuple[str, list[str], dict[bytes, bytes], bool] = ("", [], {}, False)
@@ -231,6 +238,7 @@ class HPCExecutor(_Tasks):
         """
         if isinstance(n, bool) or not isinstance(n, int) or n < 1:
             raise ValueError(f"n={n!r}: expected a number of agents, 1 or more")
+        self._has_invited = True
         return self._open_hub().invite(n, check_duration("expires", expires), host, port, self._preload)
 
     def revoke(self, invitation: Invitation) -> None:
@@ -253,6 +261,8 @@ class HPCExecutor(_Tasks):
             hub = self._open_hub()
         program = fn if isinstance(fn, Program) else None
         options = view._options
+        if options.variants is not ONE_CPU_EACH and options.variants not in self._possible:
+            self._check_possible(options.variants, options.name or _name(fn))
         future = TaskFuture(next(self._task_numbers), options.name or _name(fn), time.time())
         environment = self._environment(options, "exec" if program is not None else self._start_method)
         request = Request(future, options, view._settings, environment, chunk=chunk)
@@ -273,9 +283,23 @@ class HPCExecutor(_Tasks):
             return future
         future._control = hub
         checked = program is None or program.check
-        task = Task(future.task_id, environment.environment, request, options.retries, options.crash_limit, checked)
+        task = Task(
+            future.task_id, environment.environment, request, options.retries, options.crash_limit, checked,
+            options.variants, options.priority, options.memory_on_oom,
+        )  # fmt: skip
         self._hand_over(hub, task)
         return future
+
+    def _check_possible(self, variants: Variants, name: str) -> None:
+        """Refuse what no agent can ever run; who has invited others is only warned."""
+        pools = detection.divided(self._pools, self._agents) if self._agents else []
+        impossible = find_impossible(variants, pools)
+        if impossible is not None:
+            text = f"the task {name!r} needs {impossible}"
+            if self._agents and not self._has_invited:
+                raise UnsatisfiableRequest(text, task=name, **impossible.attributes())
+            log.warning("%s: it waits for one that has", text)
+        self._possible.add(variants)
 
     def _hand_over(self, hub: Hub, task: Task) -> None:
         with self._lock:
@@ -438,7 +462,8 @@ def _settings(options: TaskOptions, grace: float) -> protocol.Settings | None:
     made = protocol.Settings(
         env=dict(options.env), cwd=options.cwd, stdout=_destination(options.stdout),
         stderr=_destination(options.stderr), time_limit=options.time_limit, grace=grace,
-        output_limit=min(options.output_limit, _MOST_BYTES),
+        output_limit=min(options.output_limit, _MOST_BYTES), pin=options.pin or "",
+        enforce_memory=options.enforce_memory,
     )  # fmt: skip
     return None if made == protocol.DEFAULT_SETTINGS else made
 

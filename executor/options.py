@@ -1,4 +1,4 @@
-"""What a task may ask for besides resources: its name, environment, directory, output, limits and retries.
+"""What a task may ask for: its name, environment, directory, output, limits, retries, resources and dependencies.
 
 Users write options as it suits them (``time_limit="1m 10s"``, ``env={...}``, ``cwd=Path("run")``).
 ``make_options`` turns that into one ``TaskOptions``, whose fields have one form each, and refuses what makes
@@ -8,25 +8,26 @@ task runs elsewhere.
 
 from __future__ import annotations
 
-import difflib
-import math
+import operator
 import os
-import re
-import reprlib
 import subprocess
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
-from datetime import timedelta
 from enum import Enum
-from numbers import Real
 from pathlib import Path
 from typing import Final, TypeAlias
 
+from executor.attempts import read_crash_limit, read_lost, read_memory_on_oom, read_retries
+from executor.core.needs import ONE_CPU, Needs
+from executor.core.retries import NO_RETRIES, Retries
+from executor.dependencies import Dependency, read_after
 from executor.errors import OptionTypeError, OptionValueError
-from worker_agent.amounts import parse_size, read_count
+from executor.quantities import parse_duration, parse_size
+from executor.refusals import did_you_mean, read_named, shown
+from executor.resources import RESOURCE_OPTIONS, change_variants
 
 __all__ = [
-    "CAPTURE", "DEVNULL", "FORWARD", "Destination", "Environment", "Stream", "TaskOptions",
+    "CAPTURE", "DEVNULL", "FORWARD", "OPTIONS", "Destination", "Environment", "Stream", "TaskOptions",
     "make_options", "parse_duration", "parse_size", "unknown_option",
 ]  # fmt: skip
 
@@ -67,12 +68,24 @@ class TaskOptions:
     stderr: Destination = FORWARD
     #: seconds that one attempt may run; None: no limit
     time_limit: float | None = None
-    #: how often a task that failed by itself is tried again
-    retries: int = 0
-    #: how often a task whose agent was lost is tried again
+    #: how often a task that failed by itself is tried again, by the class of its failure
+    retries: Retries = NO_RETRIES
+    #: how often a task whose agent was lost is tried again; 0: one that has started never starts again
     crash_limit: int = 5
     #: bytes of each stream that are kept on the future: the first half and the last half of it
     output_limit: int = 4 * 1024**2
+    #: what it needs; if there are several, any one will do, the earlier the better
+    variants: tuple[Needs, ...] = (ONE_CPU,)
+    #: the larger, the earlier
+    priority: int = 0
+    #: how it is bound to its CPUs: "taskset", "omp", or not at all
+    pin: str | None = None
+    #: whether it is ended when it uses more memory than it asked for
+    enforce_memory: bool = True
+    #: by how much the memory request grows when it is tried again after it was out of memory; None: not at all
+    memory_on_oom: float | None = None
+    #: what it waits for
+    after: tuple[Dependency, ...] = ()
 
 
 def make_options(base: TaskOptions, /, **changes: object) -> TaskOptions:
@@ -85,135 +98,105 @@ def make_options(base: TaskOptions, /, **changes: object) -> TaskOptions:
     :param stdout, stderr: a file (str or PathLike, relative as above), ``DEVNULL``, ``CAPTURE`` or
         ``FORWARD``, or ``subprocess.DEVNULL`` and ``subprocess.PIPE`` (the same as ``CAPTURE``).
     :param time_limit: seconds or text, more than zero, see :func:`parse_duration`; None for no limit.
-    :param retries, crash_limit: int, 0 or more.
+    :param retries: int, 0 or more, or a mapping of such to classes of failures, see :mod:`executor.attempts`.
+    :param crash_limit: int, 0 or more, or "never-restart" (0), or "unlimited".
     :param output_limit: bytes or text, see :func:`parse_size`.
+    :param cpus, gpus, memory, resources, time_request, nodes: see :mod:`executor.resources`. They are merged by
+        name over what ``base`` needs, in each of its variants; ``Resources`` replace all.
+    :param priority: int.
+    :param pin: "taskset", "omp" or None.
+    :param enforce_memory: bool.
+    :param memory_on_oom: a factor, more than 1, or None.
+    :param after: futures, or a mapping of conditions to futures, see :mod:`executor.dependencies`.
     :raises OptionTypeError: an option that does not exist, or a value of a wrong type.
     :raises OptionValueError: a value of a right type that makes no sense.
     """
-    final = {name: _read(base, name, value) for name, value in changes.items()}
+    final: dict[str, object] = {}
+    resources = {}
+    for name, value in changes.items():
+        if name in _READERS:
+            final[name] = _read(base, name, value)
+        elif name in RESOURCE_OPTIONS:
+            resources[name] = value
+        else:
+            raise unknown_option(name, OPTIONS)
+    if "retries" in changes:
+        final.update(_lost(changes))
+    if resources:
+        final["variants"] = change_variants(base.variants, resources)
     return replace(base, **final)  # type: ignore[arg-type]  # the readers have checked them
 
 
 def _read(base: TaskOptions, name: str, value: object) -> object:
-    if name not in _READERS:
-        raise unknown_option(name, _READERS)
-    try:
-        final = _READERS[name](value)
-    except TypeError as error:
-        raise OptionTypeError(f"option {_shown(name, value)}: {error}") from None
-    except ValueError as error:
-        raise OptionValueError(f"option {_shown(name, value)}: {error}") from None
+    # An environment holds passwords: its reader itself says what is wrong in it.
+    final = read_named(name, _READERS[name], value, secret=name == "env")
     return _merged(base.env, final) if name == "env" else final
+
+
+def _lost(changes: Mapping[str, object]) -> dict[str, object]:
+    """What ``retries`` says about lost agents: it is the same as ``crash_limit``."""
+    lost = read_lost(changes["retries"])
+    if lost is not None and "crash_limit" in changes:
+        raise OptionValueError(
+            f"option crash_limit={shown(changes['crash_limit'])}: retries={shown(changes['retries'])} says the same "
+            "by 'lost'; give it once"
+        )
+    return {} if lost is None else {"crash_limit": lost}
 
 
 def unknown_option(name: str, known: Iterable[str]) -> OptionTypeError:
     """The error for an option ``name`` that does not exist; it names the nearest and all of ``known``."""
     names = list(known)
-    synonym = _SYNONYMS.get(name)
-    nearest = [synonym] if synonym in names else difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
+    hint = did_you_mean(name, names, _SYNONYMS) or "."
     return OptionTypeError(f"there is no option {name!r}{hint} The options are: {', '.join(names)}")
 
 
 #: Words of other tools. By its letters alone, "timeout" would be nearest to "stdout".
 _SYNONYMS = {
+    "cores": "cpus",
+    "dependencies": "after",
+    "depends_on": "after",
+    "deps": "after",
     "directory": "cwd",
     "environment": "env",
     "max_retries": "retries",
+    "mem": "memory",
+    "min_time": "time_request",
+    "n_nodes": "nodes",
+    "ncpus": "cpus",
+    "threads": "cpus",
     "timeout": "time_limit",
     "walltime": "time_limit",
     "workdir": "cwd",
 }
 
-_repr = reprlib.Repr()
-_repr.maxstring = _repr.maxother = _repr.maxlong = 80
-
-
-def _shown(name: str, value: object) -> str:
-    # An environment holds passwords, and errors end up in logs: its reader itself says what is wrong in it.
-    return name if name == "env" else f"{name}={_repr.repr(value)}"
-
-
-# ---- durations ---------------------------------------------------------------------------------------------
-
-_NUMBER = r"\d+(?:\.\d+)?"
-_UNITS = {  # in the order in which they are written, each at most once
-    "days": (86400.0, "days|day|d"),
-    "hours": (3600.0, "hours|hour|hrs|hr|h"),
-    "minutes": (60.0, "minutes|minute|mins|min|m"),
-    "seconds": (1.0, "seconds|second|secs|sec|s"),
-    "milliseconds": (0.001, "milliseconds|millisecond|msec|ms"),
-}
-_WORDS = re.compile(
-    "".join(rf"(?:(?P<{unit}>{_NUMBER})\s*(?:{names})\s*)?" for unit, (_, names) in _UNITS.items()), re.ASCII
-)
-_CLOCK = re.compile(
-    r"(?:(?P<days>\d+)-)?(?P<hours>\d+):(?P<minutes>\d\d):(?P<seconds>\d\d(?:\.\d+)?)", re.ASCII
-)
-_HALF_A_CLOCK = re.compile(r"(\d+):(\d\d)", re.ASCII)
-_DURATION_HELP = (
-    "expected seconds (90, 0.5), a timedelta, or text such as '1h 30m', '500ms', '01:30:00' or '2-00:00:00'"
-)
-
-
-def parse_duration(value: object) -> float:
-    """Seconds, 0 or more and finite, from a number of seconds, a ``timedelta`` or text.
-
-    Text is either numbers with the units d, h, m, s, ms (or their names), the larger first: ``"1m 10s"``,
-    ``"1.5h"``; or a clock ``HH:MM:SS`` or ``D-HH:MM:SS``. ``"10:30"`` and ``"90"`` are refused: batch systems
-    do not agree on what they mean.
-
-    :raises TypeError: anything else; a bool is not a number here.
-    :raises ValueError: text that is no duration, a negative or infinite one, or NaN.
-    """
-    if isinstance(value, str):
-        seconds = _parse_duration_text(value.strip())
-    elif isinstance(value, timedelta):
-        seconds = value.total_seconds()
-    elif isinstance(value, Real) and not isinstance(value, bool):
-        seconds = _as_float(value)
-    else:
-        raise TypeError(_DURATION_HELP)
-    if not 0 <= seconds < math.inf:
-        raise ValueError(f"expected a finite time that is not negative; {_DURATION_HELP}")
-    return seconds
-
-
-def _as_float(value: Real) -> float:
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf
-
-
-def _parse_duration_text(text: str) -> float:
-    if match := _CLOCK.fullmatch(text):
-        return _clock_seconds(match)
-    if text and (match := _WORDS.fullmatch(text)):
-        return sum(_UNITS[unit][0] * float(number) for unit, number in match.groupdict("0").items())
-    raise ValueError(_why_no_duration(text))
-
-
-def _clock_seconds(match: re.Match[str]) -> float:
-    part = {unit: float(number) for unit, number in match.groupdict("0").items()}
-    if part["minutes"] >= 60 or part["seconds"] >= 60 or (match["days"] and part["hours"] >= 24):
-        raise ValueError("minutes and seconds go up to 59, hours to 23 if there are days; write D-HH:MM:SS")
-    return sum(_UNITS[unit][0] * number for unit, number in part.items())
-
-
-def _why_no_duration(text: str) -> str:
-    if match := _HALF_A_CLOCK.fullmatch(text):
-        first, second = match.groups()
-        return (
-            f"hours and minutes, or minutes and seconds? Write '{first.zfill(2)}:{second}:00' or "
-            f"'00:{first.zfill(2)}:{second}'"
-        )
-    if re.fullmatch(_NUMBER, text, re.ASCII):
-        return f"a number without a unit means minutes to some and seconds to others; write '{text}s'"
-    return _DURATION_HELP
-
 
 # ---- one reader for each option: the value in its final form, or TypeError or ValueError with what was expec
+
+
+def _read_priority(value: object) -> int:
+    expected = "expected a whole number, such as 10 or -1; larger ones go first"
+    if isinstance(value, bool):
+        raise TypeError(expected)
+    try:
+        return operator.index(value)  # type: ignore[arg-type]  # NumPy's integers are welcome
+    except TypeError:
+        raise TypeError(expected) from None
+
+
+def _read_pin(value: object) -> str | None:
+    expected = "expected 'taskset', 'omp' or None"
+    if value is not None and not isinstance(value, str):
+        raise TypeError(expected)
+    if value not in (None, "taskset", "omp"):
+        raise ValueError(expected)
+    return value
+
+
+def _read_bool(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError("expected True or False")
+    return value
 
 
 def _read_name(value: object) -> str | None:
@@ -237,16 +220,16 @@ def _read_env(value: object) -> Environment | None:
 
 def _read_variable(name: object, text: object) -> tuple[str, str | None]:
     if not isinstance(name, str):
-        raise TypeError(f"the name {_repr.repr(name)} of a variable is not text; convert it with str()")
+        raise TypeError(f"the name {shown(name)} of a variable is not text; convert it with str()")
     if not name or "=" in name or "\0" in name:
         raise ValueError(
-            f"the name {_repr.repr(name)} of a variable is empty or has '=' or NUL in it; choose another one"
+            f"the name {shown(name)} of a variable is empty or has '=' or NUL in it; choose another one"
         )
     if text is not None and not isinstance(text, str):
         kind = type(text).__name__
         raise TypeError(f"the value of {name!r} is of type {kind}, not text; use str(), or None to unset it")
     if not is_text(name) or not is_text(text or ""):
-        raise ValueError(f"the variable {_repr.repr(name)} or its value is not UTF-8 text, and cannot be sent")
+        raise ValueError(f"the variable {shown(name)} or its value is not UTF-8 text, and cannot be sent")
     if text is not None and "\0" in text:
         raise ValueError(
             f"the value of {name!r} has a NUL character in it, which no environment can hold; remove it"
@@ -327,8 +310,15 @@ _READERS: dict[str, Callable[[object], object]] = {
     "stdout": _read_destination,
     "stderr": _read_destination,
     "time_limit": _read_time_limit,
-    "retries": read_count,
-    "crash_limit": read_count,
+    "retries": read_retries,
+    "crash_limit": read_crash_limit,
     "output_limit": parse_size,
+    "priority": _read_priority,
+    "pin": _read_pin,
+    "enforce_memory": _read_bool,
+    "memory_on_oom": read_memory_on_oom,
+    "after": read_after,
 }
-assert list(_READERS) == [field.name for field in fields(TaskOptions)], "each option has one reader"
+assert {*_READERS, "variants"} == {field.name for field in fields(TaskOptions)}, "each option has one reader"
+#: The names of all options.
+OPTIONS: Final = (*_READERS, *RESOURCE_OPTIONS)

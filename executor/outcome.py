@@ -28,6 +28,7 @@ from executor.errors import (
     TaskDied,
     TaskKilled,
     TaskLost,
+    TaskOutOfMemory,
     TaskTimeout,
     describe_end,
     with_stderr,
@@ -188,11 +189,30 @@ def _unsuccessful(request: Request, outcome: protocol.Finished) -> BaseException
     if outcome.end == protocol.NOT_STARTED and request.program is not None:
         return _not_started(request, request.program, outcome)
     discard(outcome)  # of a task that returned when it was told to end
+    if outcome.end == protocol.OUT_OF_MEMORY:
+        return _out_of_memory(future, outcome)
     if outcome.end == protocol.TIMED_OUT:
         limit = request.options.time_limit or 0.0
         text = with_stderr(f"{describe(future)} ran longer than its time_limit of {limit:g} s", future.stderr)
         return TaskTimeout(text, task=future.name, time_limit=limit, stderr=future.stderr)
     return _died(future, outcome)
+
+
+def _out_of_memory(future: TaskFuture, outcome: protocol.Finished) -> TaskOutOfMemory:
+    seen = outcome.memory or protocol.Memory(0, 0, "kernel")
+    had = f"it had {_mib(seen.peak)}" if seen.peak else "it is not known how much it had"
+    might = f", and might have {_mib(seen.limit)}" if seen.limit else ""
+    who = "by its agent" if seen.by == "agent" else "by the kernel"
+    text = f"{describe(future)} ran out of memory and was ended {who}: {had}{might}"
+    return TaskOutOfMemory(
+        with_stderr(f"{text}. Ask for more by memory=...", future.stderr), task=future.name, host=future.host or "",
+        pid=future.pid, attempt=future.attempt, returncode=outcome.returncode, stderr=future.stderr,
+        peak=seen.peak or None, limit=seen.limit or None, by=seen.by,
+    )  # fmt: skip
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:.0f} MiB"
 
 
 def _died(future: TaskFuture, outcome: protocol.Finished) -> TaskDied:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from executor import errors
 from executor.errors import (
     AgentFailed,
+    DependencyFailed,
     EnvironmentFailed,
     ExecutorTerminated,
     InitializerFailed,
@@ -33,7 +34,9 @@ from executor.errors import (
     TaskDied,
     TaskKilled,
     TaskLost,
+    TaskOutOfMemory,
     TaskTimeout,
+    UnsatisfiableRequest,
     describe_end,
     with_stderr,
 )
@@ -49,6 +52,9 @@ def examples() -> list[BaseException]:
     return [
         TaskDied("task 1 (fit) ended", **WHERE),
         TaskKilled("task 1 (fit) was killed", **WHERE),
+        TaskOutOfMemory("task 1 (fit) was out of memory", **WHERE, peak=3 * 2**30, limit=2**31, by="agent"),
+        DependencyFailed("task 2 (solve) did not run", task="solve", failed="fit", failed_id=1),
+        UnsatisfiableRequest("no agent has so much", task="fit", resource="gpus", requested=4.0, most=0.5),
         TaskLost("task 1 was lost", task="fit", losses=6, crash_limit=5),
         EnvironmentFailed("no python"),
         InitializerFailed("the initializer raised"),
@@ -113,7 +119,7 @@ ATTRIBUTES = st.fixed_dictionaries(
 
 
 @SETTINGS
-@given(st.sampled_from([TaskDied, TaskKilled]), TEXTS, ATTRIBUTES)
+@given(st.sampled_from([TaskDied, TaskKilled, TaskOutOfMemory]), TEXTS, ATTRIBUTES)
 def test_a_death_travels_with_whatever_it_knows(kind: type[TaskDied], text: str, attributes: dict[str, Any]) -> None:
     error = kind(text, **attributes)
     assert known(pickle.loads(pickle.dumps(error))) == known(error)
@@ -151,6 +157,33 @@ def test_a_timeout_travels(text: str, limit: float, stderr: str) -> None:
     assert known(pickle.loads(pickle.dumps(error))) == known(error)
 
 
+@SETTINGS
+@given(st.none() | st.integers(0), st.none() | st.integers(0), st.sampled_from(["agent", "kernel"]))
+def test_an_end_by_lack_of_memory_travels(peak: int | None, limit: int | None, by: str) -> None:
+    error = TaskOutOfMemory("x", **WHERE, peak=peak, limit=limit, by=by)
+    assert known(pickle.loads(pickle.dumps(error))) == known(error)
+    assert (error.peak, error.limit, error.by, error.signal) == (peak, limit, by, 9)
+
+
+def test_a_failed_dependency_travels_without_the_future_which_belongs_to_its_process() -> None:
+    future: concurrent.futures.Future[int] = concurrent.futures.Future()
+    error = DependencyFailed("task 2 did not run", task="solve", failed="fit", failed_id=1, future=future)
+    error.add_note("seen on node7")
+    assert error.future is future
+    for arrived in (pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)):
+        assert (str(arrived), arrived.task, arrived.failed, arrived.failed_id) == (str(error), "solve", "fit", 1)
+        assert arrived.future is None
+        assert arrived.__notes__ == ["seen on node7"]
+    assert error.future is future
+
+
+def test_the_cause_of_a_failed_dependency_is_the_error_of_the_other_task() -> None:
+    first = TaskDied("task 1 (fit) ended", **WHERE)
+    with pytest.raises(DependencyFailed) as caught:
+        raise DependencyFailed("task 2 did not run", failed="fit", failed_id=1) from first
+    assert caught.value.__cause__ is first
+
+
 class Diagnosis(TaskDied):
     """A user's own subclass, with a signature of its own."""
 
@@ -172,6 +205,7 @@ def test_no_signature_of_a_subclass_can_break_the_pickle() -> None:
     [
         (TaskDied, [BrokenProcessPool, concurrent.futures.BrokenExecutor, RuntimeError]),
         (TaskKilled, [TaskDied, BrokenProcessPool]),
+        (TaskOutOfMemory, [TaskDied, BrokenProcessPool]),
         (TaskLost, [BrokenProcessPool]),
         (EnvironmentFailed, [BrokenProcessPool]),
         (InitializerFailed, [BrokenProcessPool]),
@@ -182,8 +216,10 @@ def test_no_signature_of_a_subclass_can_break_the_pickle() -> None:
         (ProgramNotStarted, [OSError]),
         (SerializationError, [pickle.PicklingError, pickle.PickleError]),
         (RemoteError, [Exception]),
+        (DependencyFailed, [Exception]),
         (OptionTypeError, [TypeError]),
         (OptionValueError, [ValueError]),
+        (UnsatisfiableRequest, [ValueError]),
     ],
 )
 def test_an_exception_is_caught_by_what_existing_code_says(kind: type[BaseException], bases: list[Any]) -> None:
@@ -195,6 +231,9 @@ def test_the_error_of_one_task_is_none_of_another_kind() -> None:
     assert not issubclass(TaskTimeout, BrokenProcessPool)
     assert not issubclass(TaskLost, TaskDied)
     assert not issubclass(RemoteError, BrokenProcessPool)
+    assert not issubclass(DependencyFailed, BrokenProcessPool)
+    assert not issubclass(TaskOutOfMemory, TaskKilled)
+    assert not issubclass(UnsatisfiableRequest, OptionValueError)
 
 
 # ---- what they say
@@ -247,6 +286,10 @@ def test_what_was_not_given_has_a_value_that_says_nothing() -> None:
         "",
     )
     assert (TaskLost().losses, TaskTimeout().time_limit, RemoteError().type_name) == (0, 0.0, "")
+    assert (TaskOutOfMemory().peak, TaskOutOfMemory().limit, TaskOutOfMemory().by) == (None, None, "")
+    assert (DependencyFailed().failed, DependencyFailed().failed_id, DependencyFailed().future) == ("", None, None)
+    asked = UnsatisfiableRequest()
+    assert (asked.task, asked.resource, asked.requested, asked.most) == ("", "", 0, 0)
 
 
 def test_a_failed_program_says_its_command_line_and_its_last_words() -> None:

@@ -1,6 +1,8 @@
 import os
 import pickle
 import subprocess
+import sys
+from concurrent.futures import Future
 from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
@@ -10,11 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from executor.core.needs import ONE_CPU
+from executor.core.retries import Retries
 from executor.errors import OptionTypeError, OptionValueError
+from executor.future import TaskFuture
 from executor.options import (
     CAPTURE,
     DEVNULL,
     FORWARD,
+    OPTIONS,
     Stream,
     TaskOptions,
     make_options,
@@ -24,6 +30,8 @@ from executor.options import (
 )
 
 DEFAULT = TaskOptions()
+FIRST: Future = Future()
+SECOND: Future = Future()
 busy_machine = settings(deadline=None)  # to be slow is no failure
 
 
@@ -42,12 +50,14 @@ def refusal(**changes):
 def test_defaults_are_those_of_the_documentation():
     assert make_options(DEFAULT) == DEFAULT
     assert [getattr(DEFAULT, field.name) for field in fields(DEFAULT)] == [
-        None, (), None, FORWARD, FORWARD, None, 0, 5, 4194304,
+        None, (), None, FORWARD, FORWARD, None, Retries(0, 0, 0, 0), 5, 4194304, (ONE_CPU,), 0, None, True, None, (),
     ]  # fmt: skip
 
 
 def test_options_are_hashable_picklable_and_frozen():
-    options = make_options(DEFAULT, name="n", env={"A": "1", "B": None}, stdout="out", time_limit="1m")
+    options = make_options(
+        DEFAULT, name="n", env={"A": "1", "B": None}, stdout="out", time_limit="1m", cpus=2, memory="1GiB", retries=1
+    )
     assert pickle.loads(pickle.dumps(options)) == options
     assert hash(pickle.loads(pickle.dumps(options))) == hash(options)
     with pytest.raises(AttributeError):
@@ -55,23 +65,27 @@ def test_options_are_hashable_picklable_and_frozen():
 
 
 def test_changes_make_new_options_and_leave_the_base_alone():
-    base = make_options(DEFAULT, retries=2, name="first")
+    base = make_options(DEFAULT, crash_limit=2, name="first")
     changed = make_options(base, name="second")
-    assert (base.name, changed.name, changed.retries) == ("first", "second", 2)
+    assert (base.name, changed.name, changed.crash_limit) == ("first", "second", 2)
 
 
 def test_an_unknown_option_is_refused_with_the_nearest_and_all_names():
     text = refusal(timelimit=5)
     assert "no option 'timelimit'" in text
     assert "did you mean 'time_limit'?" in text
-    assert all(field.name in text for field in fields(DEFAULT))
+    assert text.endswith(f"The options are: {', '.join(OPTIONS)}")
 
 
 @pytest.mark.parametrize(
-    ("wrong", "right"), [("timeout", "time_limit"), ("retry", "retries"), ("workdir", "cwd"), ("dir", "")]
+    ("wrong", "right"),
+    [
+        ("timeout", "time_limit"), ("retry", "retries"), ("workdir", "cwd"), ("dir", ""), ("cpu", "cpus"),
+        ("mem", "memory"), ("n_nodes", "nodes"), ("deps", "after"), ("variants", ""), ("prio", "priority"),
+    ],
 )
 def test_an_unknown_option_names_a_right_word_only_if_one_is_near(wrong, right):
-    assert (f"did you mean {right!r}?" if right else "'dir'. The options are") in refusal(**{wrong: 1})
+    assert (f"did you mean {right!r}?" if right else f"{wrong!r}. The options are") in refusal(**{wrong: 1})
 
 
 def test_an_option_called_base_is_unknown_like_any_other():
@@ -90,12 +104,16 @@ def test_whoever_has_more_options_names_them_all():
         ("env", {"A": b"x"}), ("cwd", 5), ("cwd", b"/tmp"), ("cwd", True), ("stdout", None), ("stdout", True),
         ("stderr", 7), ("stderr", b"/x"), ("time_limit", True), ("time_limit", b"1s"), ("time_limit", [1]),
         ("time_limit", 1j), ("retries", True), ("retries", 1.0), ("retries", "1"), ("retries", None),
-        ("crash_limit", False), ("crash_limit", 0.5), ("output_limit", True), ("output_limit", 1e6),
-        ("output_limit", None),
+        ("retries", {1: 1}), ("retries", {"oom": 1.5}), ("retries", {"oom": True}), ("retries", {"lost": None}),
+        ("crash_limit", False), ("crash_limit", 0.5), ("crash_limit", None), ("output_limit", True),
+        ("output_limit", 1e6), ("output_limit", None), ("priority", True), ("priority", 1.0), ("priority", "high"),
+        ("priority", None), ("pin", True), ("pin", 1), ("enforce_memory", 1), ("enforce_memory", None),
+        ("memory_on_oom", "2"), ("memory_on_oom", True), ("after", 1), ("after", "afterok"), ("after", [1]),
+        ("after", [[FIRST]]), ("after", {"afterok": {"afterok": FIRST}}),
     ],
 )  # fmt: skip
 def test_a_value_of_a_wrong_type_is_refused_by_the_name_of_its_option(option, value):
-    with pytest.raises(OptionTypeError, match=f"option {option}.*(expected|use str|convert)"):
+    with pytest.raises(OptionTypeError, match=f"option {option}.*(expected|use str|convert|the classes are)"):
         make_options(DEFAULT, **{option: value})
 
 
@@ -107,7 +125,11 @@ def test_a_value_of_a_wrong_type_is_refused_by_the_name_of_its_option(option, va
         ("stderr", subprocess.STDOUT), ("time_limit", 0), ("time_limit", "0s"), ("time_limit", -1),
         ("time_limit", float("nan")), ("time_limit", float("inf")), ("time_limit", 10**400),
         ("time_limit", "9" * 400 + "d"), ("time_limit", timedelta(seconds=-1)), ("time_limit", "soon"),
-        ("time_limit", ""), ("retries", -1), ("crash_limit", -1), ("output_limit", -1),
+        ("time_limit", ""), ("retries", -1), ("retries", {"oom": -1}), ("retries", {"memory": 1}),
+        ("crash_limit", -1), ("crash_limit", "never"), ("crash_limit", "3"), ("output_limit", -1),
+        ("pin", "none"), ("pin", ""), ("memory_on_oom", 1), ("memory_on_oom", 0.5), ("memory_on_oom", -2),
+        ("memory_on_oom", float("inf")), ("memory_on_oom", float("nan")), ("memory_on_oom", 10**400),
+        ("after", {"ok": FIRST}), ("after", {"afterok": FIRST, "afternotok": FIRST}),
         ("output_limit", "much"), ("output_limit", "-1MiB"),
     ],
 )  # fmt: skip
@@ -117,8 +139,9 @@ def test_a_value_that_makes_no_sense_is_refused_by_the_name_of_its_option(option
 
 
 def test_a_refusal_shows_the_value_and_what_was_expected():
-    assert refusal(retries=-1) == (
-        "option retries=-1: expected a whole number, 0 or more, such as 3; it cannot be negative"
+    assert refusal(crash_limit=-1) == (
+        "option crash_limit=-1: expected a whole number, 0 or more, such as 3, or 'never-restart', or 'unlimited'; "
+        "it cannot be negative"
     )
 
 
@@ -199,6 +222,170 @@ def test_the_constants_of_subprocess_are_understood():
 
 def test_subprocess_stdout_is_refused_with_the_way_to_mix_streams():
     assert "2>&1" in refusal(stderr=subprocess.STDOUT)
+
+
+# ---- retries
+
+
+@pytest.mark.parametrize(
+    ("value", "retries"),
+    [
+        (0, Retries()),
+        (2, Retries(exit=2, timeout=2, oom=2, start=2)),
+        (np.int64(1), Retries(1, 1, 1, 1)),
+        ({}, Retries()),
+        ({"exit": 1, "timeout": 2, "oom": 3, "start": 4}, Retries(exit=1, timeout=2, oom=3, start=4)),
+        ({"oom": 2}, Retries(oom=2)),
+        ({"oom": 2, "lost": 1}, Retries(oom=2)),
+    ],
+)
+def test_retries_are_counted_by_the_class_of_failure(value, retries):
+    assert make_options(DEFAULT, retries=value).retries == retries
+
+
+def test_retries_given_later_replace_all_earlier_ones():
+    assert make_options(make_options(DEFAULT, retries=3), retries={"oom": 1}).retries == Retries(oom=1)
+
+
+def test_the_class_lost_is_another_way_to_say_the_crash_limit():
+    assert make_options(DEFAULT, retries={"lost": 2}).crash_limit == 2
+    assert make_options(DEFAULT, retries={"lost": "unlimited"}).crash_limit == sys.maxsize
+    assert make_options(make_options(DEFAULT, crash_limit=7), retries={"oom": 2}).crash_limit == 7
+    assert refusal(retries={"lost": 2}, crash_limit=3) == (
+        "option crash_limit=3: retries={'lost': 2} says the same by 'lost'; give it once"
+    )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [("error", "exit"), ("time_limit", "timeout"), ("tmeout", "timeout"), ("OOM", ""), ("memory", "oom"),
+     ("agent", "lost"), ("spawn", "start"), ("exits", "exit"), ("zzz", "")],
+)  # fmt: skip
+def test_an_unknown_class_of_failures_names_the_nearest_and_all(wrong, right):
+    assert refusal(retries={wrong: 1}) == (
+        f"option retries={{{wrong!r}: 1}}: there is no class {wrong!r} of failures"
+        + (f"; did you mean {right!r}?" if right else ".")
+        + " The classes are: exit, timeout, oom, lost, start"
+    )
+
+
+def test_a_wrong_count_names_its_class():
+    assert refusal(retries={"oom": -1}) == (
+        "option retries={'oom': -1}: -1 for 'oom': expected a whole number, 0 or more, such as 3; it cannot be negative"
+    )
+    assert refusal(retries=1.5) == (
+        "option retries=1.5: expected a whole number, 0 or more, such as 3, or a mapping of classes of failures to "
+        "such numbers: {'oom': 2}"
+    )
+    assert refusal(retries={1: 1}) == (
+        "option retries={1: 1}: the class 1 of failures is not text; the classes are: exit, timeout, oom, lost, start"
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "limit"), [(0, 0), (3, 3), ("never-restart", 0), ("unlimited", sys.maxsize), (np.int8(4), 4)]
+)
+def test_a_crash_limit_is_a_number_or_a_word(value, limit):
+    assert make_options(DEFAULT, crash_limit=value).crash_limit == limit
+
+
+def test_a_wrong_word_for_the_crash_limit_names_the_nearest():
+    assert refusal(crash_limit="never") == (
+        "option crash_limit='never': expected a whole number, 0 or more, such as 3, or 'never-restart', or "
+        "'unlimited'; did you mean 'never-restart'?"
+    )
+
+
+@pytest.mark.parametrize(("value", "factor"), [(2, 2.0), (1.5, 1.5), (np.float32(1.25), 1.25), (None, None)])
+def test_the_factor_after_out_of_memory_is_more_than_one(value, factor):
+    assert make_options(make_options(DEFAULT, memory_on_oom=3), memory_on_oom=value).memory_on_oom == factor
+    assert refusal(memory_on_oom=1) == (
+        "option memory_on_oom=1: "
+        "expected a finite number more than 1, such as 2, or None, which means that nothing grows"
+    )
+
+
+# ---- order and place
+
+
+@pytest.mark.parametrize("value", [0, -5, 10**30, np.int16(3)])
+def test_a_priority_is_any_whole_number(value):
+    assert make_options(DEFAULT, priority=value).priority == value
+    assert refusal(priority=1.5) == (
+        "option priority=1.5: expected a whole number, such as 10 or -1; larger ones go first"
+    )
+
+
+@pytest.mark.parametrize("value", ["taskset", "omp", None])
+def test_a_pin_is_one_of_two_words_or_none(value):
+    assert make_options(make_options(DEFAULT, pin="omp"), pin=value).pin == value
+    assert refusal(pin="none") == "option pin='none': expected 'taskset', 'omp' or None"
+
+
+def test_memory_is_enforced_or_not():
+    assert make_options(DEFAULT, enforce_memory=False).enforce_memory is False
+    assert refusal(enforce_memory=1) == "option enforce_memory=1: expected True or False"
+
+
+# ---- dependencies
+
+
+@pytest.mark.parametrize(
+    ("value", "pairs"),
+    [
+        (FIRST, [("afterok", FIRST)]),
+        ([SECOND, FIRST, SECOND], [("afterok", SECOND), ("afterok", FIRST)]),
+        ((each for each in (FIRST, SECOND)), [("afterok", FIRST), ("afterok", SECOND)]),
+        ({"afterany": FIRST, "afternotok": (SECOND,)}, [("afterany", FIRST), ("afternotok", SECOND)]),
+        ({"afterok": [FIRST], "afterany": [FIRST]}, [("afterok", FIRST), ("afterany", FIRST)]),
+        ({"afterok": None}, []), ([], []), ({}, []), (None, []),
+    ],
+)  # fmt: skip
+def test_futures_are_waited_for_under_a_condition(value, pairs):
+    assert make_options(DEFAULT, after=value).after == tuple(pairs)
+
+
+def test_the_futures_of_tasks_are_waited_for_as_any_others():
+    task = TaskFuture(1, "fit", 0.0)
+    assert make_options(DEFAULT, after=[task, FIRST]).after == (("afterok", task), ("afterok", FIRST))
+    assert hash(make_options(DEFAULT, after=task)) == hash(make_options(DEFAULT, after=[task]))
+
+
+def test_what_is_waited_for_is_copied_and_later_futures_replace_earlier_ones():
+    mine = [FIRST]
+    base = make_options(DEFAULT, after=mine)
+    mine.append(SECOND)
+    assert base.after == (("afterok", FIRST),)
+    assert make_options(base, after={"afterany": SECOND}).after == (("afterany", SECOND),)
+    assert make_options(base, name="same").after == base.after
+    assert make_options(base, after=None).after == ()
+
+
+def test_what_is_no_future_is_refused_with_what_was_expected():
+    expected = "expected futures, as submit() returns them, or a mapping of conditions to futures"
+    expected = f"{expected}: {{'afterany': [future]}}"
+    assert refusal(after=1) == f"option after=1: {expected}"
+    assert refusal(after=[1]) == f"option after=[1]: {expected}; 1 is of type int"
+    assert refusal(after={1: FIRST}).endswith(
+        "the condition 1 is not text; the conditions are: afterok, afterany, afternotok"
+    )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"), [("ok", "afterok"), ("any", "afterany"), ("after_ok", "afterok"), ("failed", "afternotok"),
+                         ("zzz", "")],
+)  # fmt: skip
+def test_an_unknown_condition_names_the_nearest_and_all(wrong, right):
+    assert refusal(after={wrong: []}) == (
+        f"option after={{{wrong!r}: []}}: there is no condition {wrong!r}"
+        + (f"; did you mean {right!r}?" if right else ".")
+        + " The conditions are: afterok, afterany, afternotok"
+    )
+
+
+def test_no_future_has_to_give_a_result_and_to_fail():
+    text = refusal(after={"afterok": FIRST, "afternotok": [SECOND, FIRST]})
+    assert text.endswith("cannot both give a result (afterok) and fail (afternotok); write 'afterany'")
 
 
 # ---- durations

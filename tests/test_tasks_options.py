@@ -350,7 +350,8 @@ def test_the_name_is_in_every_error_and_in_the_display(executor: HPCExecutor, of
     ("wrong", "error", "words"),
     [
         ({"timeout": 3}, OptionTypeError, ["'timeout'", "'time_limit'"]),
-        ({"memory": "4GiB"}, OptionTypeError, ["'memory'"]),
+        ({"mem": "4GiB"}, OptionTypeError, ["'mem'", "'memory'"]),
+        ({"memory": "4 gigs"}, OptionValueError, ["memory='4 gigs'"]),
         ({"retries": 1.5}, OptionTypeError, ["retries=1.5"]),
         ({"time_limit": "10:30"}, OptionValueError, ["time_limit='10:30'"]),
         ({"crash_limit": -1}, OptionValueError, ["crash_limit=-1"]),

@@ -15,6 +15,7 @@ from typing import Any, NewType
 
 from executor.core.free import Free
 from executor.core.needs import ONE_CPU, Needs
+from executor.core.retries import NO_RETRIES, Retries
 from worker_agent import protocol
 from worker_agent.pools import Pool, Share
 
@@ -60,13 +61,15 @@ class Task:
     id: int
     environment: int
     body: Any
-    retries: int = 0
+    retries: Retries = NO_RETRIES
     crash_limit: int = 5
     #: whether an exit status other than 0 is a failure
     checked: bool = True
     variants: Variants = ONE_CPU_EACH
     #: the larger, the earlier
     priority: int = 0
+    #: the factor by which its memory grows when it is tried again for lack of it
+    memory_on_oom: float | None = None
     #: the number of the current try, 0 before the first
     attempt: int = 0
     #: a kill is under way: it does not start again

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Final
 
 from worker_agent.pools import UNIT
@@ -30,6 +31,15 @@ class Needs:
     needs: tuple[Need, ...] = ()
     seconds: float = 0.0
     nodes: int = 0
+
+
+    def with_memory(self, factor: float) -> Needs:
+        """The same with more memory, if it asks for some."""
+        needs = (
+            replace(need, amount=math.ceil(need.amount * factor)) if need.name == "memory" and need.amount else need
+            for need in self.needs
+        )
+        return replace(self, needs=tuple(needs))
 
 
 #: What a task needs that says nothing.

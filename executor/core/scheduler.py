@@ -21,8 +21,11 @@ from executor.core.placement import Placement
 from worker_agent import protocol
 from worker_agent.pools import Pool
 
-#: Ends that say that the task itself failed; these use up its ``retries``.
-_FAILED = frozenset({protocol.ERROR, protocol.EXITED, protocol.TIMED_OUT, protocol.NOT_STARTED})
+#: Ends that say that the task itself failed, and as which class of failures each counts in its ``retries``.
+_FAILED = {
+    protocol.ERROR: "exit", protocol.EXITED: "exit", protocol.TIMED_OUT: "timeout", protocol.OUT_OF_MEMORY: "oom",
+    protocol.NOT_STARTED: "start",
+}  # fmt: skip
 
 
 class Scheduler:
@@ -212,13 +215,17 @@ class Scheduler:
 
     def _on_end(self, task: Task, report: protocol.Finished) -> None:
         """An attempt has ended by itself, or by the user's wish."""
-        if _has_failed(task, report) and task.retries > 0 and not task.doomed:
-            task.retries -= 1
-            self._drop(report)
-            self._answer(task, cancelled=False)  # the attempt had started
-            self._requeue(task)
-        else:
+        kind = _failure(task, report)
+        left = task.retries.after(kind) if kind and not task.doomed else None
+        if left is None:
             self._resolve(task, report)
+            return
+        task.retries = left
+        if kind == "oom" and task.memory_on_oom is not None:
+            task.variants = tuple(needs.with_memory(task.memory_on_oom) for needs in task.variants)
+        self._drop(report)
+        self._answer(task, cancelled=False)  # the attempt had started
+        self._requeue(task)
 
     def _on_recalled(self, task: Task, report: protocol.Recalled) -> None:
         moving = task.id in self._placement.moving
@@ -328,13 +335,15 @@ class Scheduler:
         self._effects.append(effect)
 
 
-def _has_failed(task: Task, report: protocol.Finished) -> bool:
-    bad_status = report.end == protocol.COMPLETED and report.returncode != 0 and task.checked
-    return bad_status or report.end in _FAILED
+def _failure(task: Task, report: protocol.Finished) -> str:
+    """The class of failure that an end is; "" for none."""
+    if report.end == protocol.COMPLETED:
+        return "exit" if report.returncode != 0 and task.checked else ""
+    return _FAILED.get(report.end, "")
 
 
 def _has_succeeded(task: Task, report: protocol.Finished) -> bool:
-    return report.end == protocol.VALUE or (report.end == protocol.COMPLETED and not _has_failed(task, report))
+    return report.end in (protocol.VALUE, protocol.COMPLETED) and not _failure(task, report)
 
 
 def _lane(task: Task) -> Lane:
