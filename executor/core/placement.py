@@ -551,10 +551,8 @@ class Placement:
             return False
         if any(each.ready and each.order < queue.order for each in lane.of.queues.values()):
             return False
-        if len(lane.sent) <= lane.width:
-            return True
-        last = next(reversed(lane.sent.values()))
-        return (-last.priority, last.id) > queue.order
+        first = next((task for task in lane.sent.values() if task.state is TaskState.SENT), None)
+        return first is None or (-first.priority, first.id) > queue.order
 
     def _is_more_important(self, queue: Queue, worker: Worker) -> bool:
         """Than something that runs on the worker."""
