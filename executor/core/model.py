@@ -86,7 +86,7 @@ class Task:
         self.state = state
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Queue:
     """The ready tasks of one class and one priority, the oldest first."""
 
@@ -113,7 +113,7 @@ class Queue:
         return bool(ready)
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class TaskClass:
     """The tasks that are alike to the scheduler: same needs, same environment. Decisions are made per class."""
 
@@ -150,7 +150,7 @@ class TaskClass:
             self.duration = seconds if self.duration is None else 0.9 * self.duration + 0.1 * seconds
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Lane:
     """A slice of one worker for one class: ``width`` equal places. ``sent`` are the tasks that its agent holds."""
 
@@ -174,7 +174,7 @@ class Lane:
         return self.of.variants[self.variant]
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Worker:
     """The hub's record of an agent."""
 

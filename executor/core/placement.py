@@ -68,6 +68,8 @@ class Placement:
         #: workers that may have room which they had not before, in the order of the changes
         self._changes: list[Worker] = []
         self._forgotten = 0
+        #: so many of them some class has taken note of
+        self._read = 0
         self._lane_numbers = count(1)
         self._start_at = 0
         self._last: TaskClass | None = None
@@ -105,7 +107,7 @@ class Placement:
             found = self.classes[key] = TaskClass(task.environment, task.variants)
             found.candidates = [(OrderedDict(), OrderedDict()) for _ in task.variants]
             self._offer(found, self.workers.values())
-            found.seen = self._forgotten + len(self._changes)
+            found.seen = self._read = self._forgotten + len(self._changes)
         return found
 
     def leave_lane(self, task: Task) -> None:
@@ -165,7 +167,8 @@ class Placement:
     def _note(self, worker: Worker) -> None:
         """It may have room that it had not before."""
         self._look = True
-        if not self._changes or self._changes[-1] is not worker:
+        end = self._forgotten + len(self._changes)
+        if end == self._read or self._changes[-1] is not worker:
             self._changes.append(worker)
             if len(self._changes) > _MANY_CHANGES:
                 for each in self.classes.values():
@@ -177,7 +180,7 @@ class Placement:
         end = self._forgotten + len(self._changes)
         if of.seen < end:
             self._offer(of, self._changes[of.seen - self._forgotten :])
-            of.seen = end
+            of.seen = self._read = end
 
     def _offer(self, of: TaskClass, workers: Iterable[Worker]) -> None:
         workers = dict.fromkeys(workers)
