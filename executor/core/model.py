@@ -187,6 +187,8 @@ class Worker:
     #: what it has that not every worker has: workers without go first to who needs nothing of it
     rare: frozenset[str] = frozenset()
     lanes: dict[LaneId, Lane] = field(default_factory=dict)
+    #: there was not one CPU to be had when somebody looked last, and nothing has changed since
+    full: bool = False
     #: for whom room is being made here
     reserved: Queue | None = None
     #: the lane elsewhere that has all of it

@@ -33,6 +33,11 @@ class Needs:
     nodes: int = 0
 
 
+    @property
+    def whole_cpus(self) -> bool:
+        """Whether at least one CPU is needed."""
+        return any(need.name == "cpus" and (need.amount is None or need.amount >= UNIT) for need in self.needs)
+
     def with_memory(self, factor: float) -> Needs:
         """The same with more memory, if it asks for some."""
         needs = (

@@ -33,7 +33,7 @@ from executor.core.model import (
     prefetch,
 )
 from executor.core.needs import Needs
-from worker_agent.pools import Place, Share
+from worker_agent.pools import UNIT, Place, Share
 
 #: Seconds that a task which needs more than one place of others waits until places are kept for it.
 PATIENCE = 1.0
@@ -166,6 +166,7 @@ class Placement:
 
     def _note(self, worker: Worker) -> None:
         """It may have room that it had not before."""
+        worker.full = False
         self._look = True
         end = self._forgotten + len(self._changes)
         if end == self._read or self._changes[-1] is not worker:
@@ -308,9 +309,12 @@ class Placement:
                     if any(map(_is_idle, candidates)):
                         self._open_on_nodes(queue, variant, now)
                     candidates.clear()
+                whole_cpus = needs.whole_cpus
                 while queue.ready and candidates:
                     share = -(-len(queue.ready) // len(candidates))
                     worker, _ = candidates.popitem(last=False)
+                    if worker.full and whole_cpus:
+                        continue
                     if self._widen(worker, queue, variant, share, now):
                         candidates[worker] = None  # it goes to the end: who has room takes turns
 
@@ -324,6 +328,7 @@ class Placement:
         claims = worker.free.claim_many(needs, most)
         if not claims and self._reclaim(worker, needs):
             claims = worker.free.claim_many(needs, most)
+        worker.full = len(claims) < most and worker.free.amount("cpus") < UNIT
         if not claims:
             return False
         lane = self._give_places(worker, queue.of, variant, claims)
