@@ -33,6 +33,7 @@ from executor.checks import (
 from executor.core.members import LEASE
 from executor.core.model import ONE_CPU_EACH, Task, Variants
 from executor.errors import OptionValueError, UnsatisfiableRequest
+from executor.explanation import Explanation
 from executor.functions import Function
 from executor.future import TaskFuture
 from executor.hub import Hub
@@ -249,6 +250,17 @@ class HPCExecutor(_Tasks):
     def workers(self) -> list[WorkerInfo]:
         """The agents that have joined until now."""
         return self._hub.workers() if self._hub is not None else []
+
+    def explain(self, future: TaskFuture) -> Explanation:
+        """Why a task of this executor does not run: what each agent lacks, what it waits for, what runs before it.
+
+        Print it. Raises TypeError for what is no future of a task.
+        """
+        if not isinstance(future, TaskFuture):
+            raise TypeError(f"future={future!r}: expected a TaskFuture, as submit() returns it")
+        if self._hub is None or future.done():
+            return Explanation(future, f"it has ended ({future.state})", {})
+        return self._hub.explain(future)
 
     # --- submitting ---------------------------------------------------------------------------------------------------
 

@@ -25,11 +25,14 @@ from executor.agents import STOP_PATIENCE, Agents
 from executor.awaited import Awaited
 from executor.calls import Request
 from executor.core import effects
+from executor.core.explain import explain
 from executor.core.model import Task
 from executor.core.scheduler import Scheduler
 from executor.delivery import CANCELLED, Delivery
 from executor.errors import AgentFailed, ExecutorTerminated, InitializerFailed
+from executor.explanation import Explanation, make_explanation
 from executor.functions import Functions
+from executor.future import TaskFuture
 from executor.inbox import Inbox
 from executor.invitations import Invitation
 from executor.orders import Orders
@@ -187,6 +190,16 @@ class Hub:
     def workers(self) -> list[WorkerInfo]:
         """The agents that have joined."""
         return self._call(self._describe_all) or []
+
+    def explain(self, future: TaskFuture) -> Explanation:
+        """Why a task does not run."""
+        given = self._call(lambda: self._explain(future))
+        return given or Explanation(future, "the executor has ended", {})
+
+    def _explain(self, future: TaskFuture) -> Explanation:
+        reasons = explain(self._core, future.task_id, time.monotonic())
+        names = {worker.id: self._agents[worker.id].title for worker in self._agents if worker.member is not None}
+        return make_explanation(future, reasons, names)
 
     def _describe_all(self) -> list[WorkerInfo]:
         return [self._describe(worker) for worker in self._agents if worker.member is not None]

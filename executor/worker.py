@@ -32,6 +32,11 @@ class Worker:
         """Where it runs; "" before it has joined."""
         return self.member.hello.host if self.member is not None else ""
 
+    @property
+    def title(self) -> str:
+        """Host and process, for people."""
+        return f"{self.host} (process {self.member.hello.pid})" if self.member is not None else "an agent that starts"
+
     def send(self, order: protocol.Order) -> None:
         """With the next frame, if it has joined."""
         if self.member is not None:

@@ -56,6 +56,10 @@ class Dependents:
         """It waits no more."""
         self._missing.pop(task, None)
 
+    def conditions_of(self, task: Task) -> list[Condition]:
+        """What the task still waits for."""
+        return [conditions[task] for conditions in self._waiting.values() if task in conditions]
+
     def needed(self, task: int) -> bool:
         """Whether somebody waits for it."""
         return task in self._waiting

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from executor.core import effects
 from executor.core.dependents import CANCELLED, FAILED, OK, Condition, Dependents
 from executor.core.effects import Effect
-from executor.core.model import Lane, LaneId, Task, TaskState, Worker, WorkerId
+from executor.core.model import Lane, LaneId, Queue, Task, TaskState, Worker, WorkerId
 from executor.core.placement import Placement
 from worker_agent import protocol
 from worker_agent.pools import Pool
@@ -84,6 +84,14 @@ class Scheduler:
     def is_awaited(self, task_id: int) -> bool:
         """Whether other tasks wait for it."""
         return self._dependents.needed(task_id)
+
+    def awaited_by(self, task: Task) -> list[Condition]:
+        """What the task waits for."""
+        return self._dependents.conditions_of(task)
+
+    def queue_of(self, task: Task) -> Queue | None:
+        """Where the task waits for room, if it does."""
+        return self._placement.class_of(task).queues.get(task.priority)
 
     def settled(self, number: int, how: str, first: Any, now: float) -> list[Effect]:
         """What tasks wait for and is no task here has ended; ``first`` is for who needed it to end otherwise."""
