@@ -21,7 +21,7 @@ STANDARD = sys.stdlib_module_names
 
 #: All that the core may import besides itself and the messages: what computes and does nothing else.
 PURE = {
-    "__future__", "bisect", "collections", "dataclasses", "enum", "fractions", "functools", "heapq", "itertools",
+    "__future__", "abc", "bisect", "collections", "dataclasses", "enum", "fractions", "functools", "heapq", "itertools",
     "math", "operator", "typing",
 }  # fmt: skip
 #: What would let the core do I/O or tell the time; all of it is missing in PURE.
@@ -33,8 +33,8 @@ IMPURE = {
 #: Loaded by each fresh interpreter, where nothing of ours need be installed.
 IN_INTERPRETERS = {
     "worker_agent", "worker_agent.bodies", "worker_agent.channel", "worker_agent.descriptors",
-    "worker_agent.interpreter", "worker_agent.processes", "worker_agent.runner", "worker_agent.store",
-    "worker_agent.template",
+    "worker_agent.inputs", "worker_agent.interpreter", "worker_agent.pinning", "worker_agent.processes",
+    "worker_agent.runner", "worker_agent.store", "worker_agent.template",
 }  # fmt: skip
 PICKLERS = {"cloudpickle", "dill", "marshal", "pickle", "shelve"}
 
@@ -124,10 +124,10 @@ def test_nothing_below_a_layer_imports_it(level: int) -> None:
         ("executor", set()),
         ("executor.executor", {"executor"}),
         ("executor.hub", {"executor.executor"}),
-        ("executor.inbox", {"executor.hub"}),
+        ("executor.inbox", {"executor.awaited", "executor.hub"}),
         ("executor.orders", {"executor.hub", "executor.unsettled"}),
         ("executor.unsettled", {"executor.hub"}),
-        ("executor.core.scheduler", {"executor.hub"}),
+        ("executor.core.scheduler", {"executor.core.explain", "executor.hub"}),
         ("executor.local", {"executor.hub", "executor.agents", "executor.invitations", "executor.worker"}),
         ("executor.agents", {"executor.hub", "executor.orders"}),
         ("executor.strangers", {"executor.agents"}),
@@ -141,8 +141,8 @@ def test_a_module_with_few_users_keeps_them_few(name: str, importers: set[str]) 
 
 def test_the_client_uses_of_the_agent_what_both_sides_share() -> None:
     names = (
-        "amounts", "bodies", "cgroups", "codec", "connection", "declared", "detection", "dialing", "directories",
-        "link", "output", "pieces", "pools", "processes", "protocol", "runner", "store",
+        "amounts", "bodies", "cgroups", "codec", "connection", "declared", "detection", "dialing",
+        "inputs", "link", "output", "pieces", "pools", "processes", "protocol", "runner", "store",
     )  # fmt: skip
     shared = {f"worker_agent.{name}" for name in names}
     used = {each for name in modules("executor") for each in ours(name) if each.startswith("worker_agent")}
@@ -185,7 +185,7 @@ def test_what_user_code_sends_is_never_unmarshalled_by_the_agent() -> None:
     importers = {name for name in modules("worker_agent") if "marshal" in foreign(name)}
     assert importers == {"worker_agent.channel", "worker_agent.runner"}
     assert {each for each in names_used("worker_agent.channel", "marshal") if each.endswith("loads")} == {
-        "unpack_task: loads"
+        "unpack_place: loads", "unpack_task: loads",
     }
 
 

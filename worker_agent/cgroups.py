@@ -52,6 +52,7 @@ def _mounts(controller: str, number: str, controllers: str) -> list[str]:
 
 
 def with_ancestors(root: str, path: str) -> Iterator[str]:
+    """The directories of a group and of those around it, the innermost first."""
     # In a container the path may be that of the host, of which only the root is mounted: what is missing is
     # skipped by the reader. ".." stands for groups outside of our namespace, which cannot be read.
     parts = [part for part in path.split("/") if part not in ("", "..")]

@@ -123,6 +123,17 @@ class GarbledReport(ValueError):
     """Bytes on the report socket that are no report."""
 
 
+def pack_place(variables: dict[str, str], cpus: list[int]) -> bytes:
+    """To a template: what the tasks of an interpreter see of the place where it is kept, and the CPUs there."""
+    return IN_PLACE + marshal.dumps((variables, cpus), _MARSHAL_VERSION)
+
+
+def unpack_place(message: bytes) -> tuple[dict[str, str], list[int]]:
+    """What :func:`pack_place` made: its agent is the only one that a template hears."""
+    variables, cpus = marshal.loads(message[1:])  # noqa: S302
+    return variables, cpus
+
+
 def pack_task(task: Task, stores: list[str]) -> bytes:
     """The message for a task; if that is too large, the name of a file in ``stores`` that holds it."""
     message = marshal.dumps(tuple(task), _MARSHAL_VERSION)

@@ -52,7 +52,7 @@ class Source:
         if self._environment.start == "spawn":
             self._spawn(variables, cpus)
         elif self._template is not None:
-            self._template.fork_in_place(variables, cpus)
+            self._template.fork_in_place(channel.pack_place(variables, cpus))
             return 1
         return 0
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import array
 import fcntl
-import marshal
 import os
 import signal
 import socket
@@ -81,9 +80,9 @@ class TemplateProcess:
         """Have it fork so many interpreters."""
         self._send(b"f" * number)
 
-    def fork_in_place(self, variables: dict[str, str], cpus: list[int]) -> None:
-        """Have it fork an interpreter that is kept, whose tasks see these variables."""
-        self._send(b"p" + marshal.dumps((variables, cpus), 4))
+    def fork_in_place(self, place: bytes) -> None:
+        """Have it fork an interpreter that is kept in a place, as ``channel.pack_place`` describes it."""
+        self._send(place)
 
     def _send(self, message: bytes) -> None:
         try:  # noqa: SIM105  contextlib is not imported here: see above

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import gc
-import marshal
 import os
 import select
 import signal
@@ -50,7 +49,7 @@ class Template:
     def _obey(self) -> bool:
         wanted = self._control.recv(descriptors.MESSAGE_LIMIT)
         if wanted[:1] == channel.IN_PLACE:
-            self._fork(*marshal.loads(wanted[1:]))  # noqa: S302  from the agent
+            self._fork(*channel.unpack_place(wanted))
         else:
             for _ in wanted:
                 self._fork({}, [])
