@@ -142,6 +142,7 @@ def test_a_module_with_few_users_keeps_them_few(name: str, importers: set[str]) 
 def test_the_client_uses_of_the_agent_what_both_sides_share() -> None:
     names = (
         "amounts", "bodies", "cgroups", "codec", "connection", "declared", "detection", "dialing",
+        "directories",
         "inputs", "link", "output", "pieces", "pools", "processes", "protocol", "runner", "store",
     )  # fmt: skip
     shared = {f"worker_agent.{name}" for name in names}
