@@ -284,7 +284,8 @@ class Interpreters:
             self._busy -= 1
         if child.leaving is None:
             self._owner.on_crash()
-        if child.current is None and child.last is None:
+        retired = self._count_retired(child) and code == 0
+        if child.current is None and child.last is None and not retired:
             self._count_failure(child, code)
         if child.current is None and child.last is not None and code != 0 and not child.doomed:
             self._owner.on_late_crash(child.last, code)
@@ -308,11 +309,14 @@ class Interpreters:
             return code != 0 and child.current is None and child.last is None
         return code != 0 or child.current is not None  # one that is kept takes its next task before it reports the last
 
+    def _count_retired(self, child: Child) -> bool:
+        """Whether it may have been told to leave. If it was not, it counts all the same: another one will be."""
+        retired = self._retiring > 0 and child.current is None and child.leaving is None
+        self._retiring -= retired
+        return retired
+
     def _count_failure(self, child: Child, code: int) -> None:
         """An interpreter ended before it ran a task. If that goes on, there is no use in starting more."""
-        if code == 0 and self._retiring > 0:
-            self._retiring -= 1
-            return
         self._failures += 1
         if self._failures == FAILURES_ALLOWED:
             printed = b"".join(data for _, data in child.early).decode(errors="replace")
