@@ -77,6 +77,13 @@ def files(directory: str) -> int:
     return len(os.listdir(directory))
 
 
+def pack(args: Any, kwargs: dict[str, Any], payloads: Payloads, chunk: bool = False) -> Any:
+    """The payload and its buffers, of arguments without futures."""
+    payload, buffers, futures = pack_arguments(args, kwargs, payloads, chunk)
+    assert futures == ()
+    return payload, buffers
+
+
 def load(packed: tuple[Any, Any]) -> Any:
     """What a task's interpreter gets of packed arguments."""
     payload, buffers = packed
@@ -109,14 +116,14 @@ class Opaque:
     ],
 )
 def test_arguments_arrive_as_they_were(payloads: Payloads, args: Any, kwargs: Any) -> None:
-    arrived_args, arrived_kwargs = load(pack_arguments(args, kwargs, payloads))
+    arrived_args, arrived_kwargs = load(pack(args, kwargs, payloads))
     assert (tuple(arrived_args), arrived_kwargs) == (args, kwargs)
     assert [type(each) for each in arrived_args] == [type(each) for each in args]
 
 
 def test_small_arguments_travel_in_the_message(payloads: Payloads, directory: str) -> None:
     for args in ((1, "text", b"bytes"), ([1, 2, 3],)):
-        payload, buffers = pack_arguments(args, {}, payloads)
+        payload, buffers = pack(args, {}, payloads)
         assert isinstance(payload, bytes)
         assert list(buffers) == []
     assert files(directory) == 0
@@ -124,7 +131,7 @@ def test_small_arguments_travel_in_the_message(payloads: Payloads, directory: st
 
 def test_large_bytes_are_stored_once_however_often_they_are_submitted(payloads: Payloads, directory: str) -> None:
     data = b"x" * LARGE
-    packed = [pack_arguments((data, number), {}, payloads) for number in range(3)]
+    packed = [pack((data, number), {}, payloads) for number in range(3)]
     assert len({buffers[0].path for _, buffers in packed}) == files(directory) == 1
     for _, buffers in packed:
         payloads.release(buffers[0])
@@ -132,7 +139,7 @@ def test_large_bytes_are_stored_once_however_often_they_are_submitted(payloads: 
 
 
 def test_a_large_pickle_is_stored_and_released(payloads: Payloads, directory: str) -> None:
-    payload, buffers = pack_arguments(("x" * (2 * LARGE),), {}, payloads)
+    payload, buffers = pack(("x" * (2 * LARGE),), {}, payloads)
     assert isinstance(payload, Stored)
     assert payload.size == os.path.getsize(payload.path)
     assert list(buffers) == []
@@ -143,7 +150,7 @@ def test_a_large_pickle_is_stored_and_released(payloads: Payloads, directory: st
 def test_arrays_travel_as_buffers_and_arrive_writable(payloads: Payloads) -> None:
     numpy = pytest.importorskip("numpy")
     array = numpy.arange(LARGE, dtype=float)
-    payload, buffers = packed = pack_arguments((array, 1), {"again": array}, payloads)
+    payload, buffers = packed = pack((array, 1), {"again": array}, payloads)
     assert len(payload) < 2000
     assert len(buffers) == 1
     (arrived, _), kwargs = load(packed)
@@ -155,20 +162,20 @@ def test_arrays_travel_as_buffers_and_arrive_writable(payloads: Payloads) -> Non
 def test_an_array_that_changes_between_two_submits_is_sent_anew(payloads: Payloads) -> None:
     numpy = pytest.importorskip("numpy")
     array = numpy.zeros(LARGE)
-    first = pack_arguments((array,), {}, payloads)
+    first = pack((array,), {}, payloads)
     array[LARGE // 3] = 1.0
-    second = pack_arguments((array,), {}, payloads)
+    second = pack((array,), {}, payloads)
     assert [load(packed)[0][0].sum() for packed in (first, second)] == [0.0, 1.0]
 
 
 def test_a_chunk_is_the_list_of_its_argument_tuples(payloads: Payloads) -> None:
     calls = [(1, "a"), (2, "b")]
-    assert load(pack_arguments(calls, {}, payloads, chunk=True)) == calls
+    assert load(pack(calls, {}, payloads, chunk=True)) == calls
 
 
 def test_lambdas_and_local_classes_travel(payloads: Payloads) -> None:
     offset = 40
-    (function,), _ = load(pack_arguments((lambda x: x + offset,), {}, payloads))
+    (function,), _ = load(pack((lambda x: x + offset,), {}, payloads))
     assert function(2) == 42
 
 
@@ -182,13 +189,13 @@ def test_lambdas_and_local_classes_travel(payloads: Payloads) -> None:
 )
 def test_the_error_names_the_argument_and_its_type(payloads: Payloads, args: Any, kwargs: Any, name: str) -> None:
     with pytest.raises(SerializationError, match=name + ": TypeError: it is bound to this process") as caught:
-        pack_arguments(args, kwargs, payloads)
+        pack(args, kwargs, payloads)
     assert isinstance(caught.value.__cause__, TypeError)
 
 
 def test_the_error_of_a_chunk_names_the_call(payloads: Payloads) -> None:
     with pytest.raises(SerializationError, match="argument 1, of type builtins.tuple"):
-        pack_arguments([(1,), (Opaque(),)], {}, payloads, chunk=True)
+        pack([(1,), (Opaque(),)], {}, payloads, chunk=True)
 
 
 class OnlyTogether:
@@ -205,12 +212,12 @@ class OnlyTogether:
 
 def test_arguments_that_cannot_be_pickled_together(payloads: Payloads) -> None:
     with pytest.raises(SerializationError, match="the arguments cannot be pickled together: ValueError: too many"):
-        pack_arguments((OnlyTogether(), OnlyTogether()), {}, payloads)
+        pack((OnlyTogether(), OnlyTogether()), {}, payloads)
 
 
 def test_what_was_stored_before_an_argument_failed_is_given_back(payloads: Payloads, directory: str) -> None:
     with pytest.raises(SerializationError):
-        pack_arguments((b"x" * LARGE, "y" * LARGE, bytearray(2 * LARGE), Opaque()), {}, payloads)
+        pack((b"x" * LARGE, "y" * LARGE, bytearray(2 * LARGE), Opaque()), {}, payloads)
     assert files(directory) == 0
 
 
@@ -223,9 +230,9 @@ class Interrupted:
 
 def test_ctrl_c_while_arguments_are_pickled_is_no_error_of_theirs(payloads: Payloads) -> None:
     with pytest.raises(KeyboardInterrupt):
-        pack_arguments((Interrupted(),), {}, payloads)
+        pack((Interrupted(),), {}, payloads)
     with pytest.raises(KeyboardInterrupt):
-        pack_arguments([(Interrupted(),)], {}, payloads, chunk=True)
+        pack([(Interrupted(),)], {}, payloads, chunk=True)
 
 
 def test_a_full_disk_is_no_error_of_the_arguments(payloads: Payloads, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,7 +241,7 @@ def test_a_full_disk_is_no_error_of_the_arguments(payloads: Payloads, monkeypatc
 
     monkeypatch.setattr(os, "write", write)
     with pytest.raises(OSError, match="no room for a payload") as caught:
-        pack_arguments((b"x" * LARGE,), {}, payloads)
+        pack((b"x" * LARGE,), {}, payloads)
     assert caught.value.errno == errno.ENOSPC
 
 
