@@ -545,7 +545,7 @@ def surroundings():
     return {
         "umask": [os.umask(0o22), os.umask(0o22)][0],
         "limits": resource.getrlimit(resource.RLIMIT_NOFILE),
-        "environment": {name: text for name, text in os.environ.items() if not name.startswith("HPC_")},
+        "environment": {name: text for name, text in os.environ.items() if name[:3] not in ("HPC", "HQ_")},
         "locale": locale.setlocale(locale.LC_ALL),
         "signals blocked": signal.pthread_sigmask(signal.SIG_BLOCK, []),
         "signal handlers": [repr(signal.getsignal(number)) for number in signal.valid_signals()],
