@@ -129,6 +129,8 @@ class TaskClass:
     deep: dict[Lane, None] = field(default_factory=dict)
     #: per variant: workers that may have room; first those that have nothing rare which it does not need
     candidates: list[tuple[OrderedDict[Worker, None], OrderedDict[Worker, None]]] = field(default_factory=list)
+    #: how many of its tasks agents are to give back, to run elsewhere
+    moving: int = 0
     #: how many of the changes of workers it has taken note of
     seen: int = 0
     #: a running mean of how long its tasks take, in seconds; None before the first has ended
@@ -138,6 +140,11 @@ class TaskClass:
     def has_ready(self) -> bool:
         """Whether tasks of it wait for room."""
         return any(queue.ready for queue in self.queues.values())
+
+    @property
+    def takes_nodes(self) -> bool:
+        """Whether its tasks may run on several nodes, which they need at once."""
+        return any(needs.nodes for needs in self.variants)
 
     @property
     def is_quick(self) -> bool:

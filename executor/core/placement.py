@@ -55,7 +55,7 @@ class Placement:
         self.workers: dict[WorkerId, Worker] = {}
         self.classes: dict[tuple[int, Variants], TaskClass] = {}
         #: tasks that were asked back because there is room elsewhere, or none where they are
-        self.moving: set[int] = set()
+        self.moving: dict[int, TaskClass] = {}
         self._do = do
         self._waiting: dict[Queue, None] = {}
         #: lanes that tasks have left
@@ -68,8 +68,8 @@ class Placement:
         #: workers that may have room which they had not before, in the order of the changes
         self._changes: list[Worker] = []
         self._forgotten = 0
-        #: so many of them some class has taken note of
-        self._read = 0
+        #: so many changes at least have been seen by a class: the last one is news only if it is not among them
+        self._seen = 0
         self._lane_numbers = count(1)
         self._start_at = 0
         self._last: TaskClass | None = None
@@ -99,6 +99,20 @@ class Placement:
         self._waiting[queue] = None
         self._look = True
 
+    def stays(self, task: Task) -> bool:
+        """The task is asked back no longer; whether it was."""
+        of = self.moving.pop(task.id, None)
+        if of is not None:
+            of.moving -= 1
+        return of is not None
+
+    def drop(self, task: Task) -> None:
+        """A task has ended that may have waited; what was kept for it is for others now."""
+        of = self.classes.get((task.environment, task.variants))
+        queue = of.queues.get(task.priority) if of is not None else None
+        if queue is not None and (queue.reserved or not queue.drop_ended()):
+            self._look = True
+
     def class_of(self, task: Task) -> TaskClass:
         """The class of tasks that it belongs to."""
         key = task.environment, task.variants
@@ -107,7 +121,7 @@ class Placement:
             found = self.classes[key] = TaskClass(task.environment, task.variants)
             found.candidates = [(OrderedDict(), OrderedDict()) for _ in task.variants]
             self._offer(found, self.workers.values())
-            found.seen = self._read = self._forgotten + len(self._changes)
+            found.seen = self._seen = self._forgotten + len(self._changes)
         return found
 
     def leave_lane(self, task: Task) -> None:
@@ -116,12 +130,14 @@ class Placement:
         assert lane is not None
         del lane.sent[task.id]
         task.lane = None
-        self.moving.discard(task.id)
+        self.stays(task)
         if not lane.places and not lane.sent:
             self._close(lane)
             return
         of = lane.of
         if lane.id not in lane.worker.lanes or of.lanes.get((lane.worker.id, lane.variant)) is not lane:
+            if not lane.sent:
+                self.return_nodes(lane)
             return  # its worker leaves
         of.shallow[lane] = None
         if len(lane.sent) < lane.width:
@@ -138,9 +154,11 @@ class Placement:
     def leave(self, worker: Worker) -> None:
         """Nothing more is given to it. Its lanes are nobody's any more; tasks that are there know them still."""
         del self.workers[worker.id]
-        self._unreserve(worker)
+        self._give_up(worker)
         for lane in worker.lanes.values():
             self._detach(lane)
+            if not lane.sent:
+                self.return_nodes(lane)
 
     def _detach(self, lane: Lane) -> None:
         of = lane.of
@@ -149,7 +167,6 @@ class Placement:
         of.idle.pop(lane, None)
         of.shallow.pop(lane, None)
         of.deep.pop(lane, None)
-        self._return_nodes(lane)
         self._forget_if_idle(of)
 
     def freed(self, worker: Worker, lane_id: LaneId, numbers: Iterable[int]) -> None:
@@ -163,13 +180,16 @@ class Placement:
         self._note(worker)
         if not lane.places and not lane.sent:
             self._close(lane)
+        elif len(lane.sent) > len(lane.places):
+            self._mark_deep(lane)  # the agent had not started them there yet
+            self._recall_each(task for task in self._held(lane) if task.crash_limit == 0)
 
     def _note(self, worker: Worker) -> None:
         """It may have room that it had not before."""
         worker.full = False
         self._look = True
         end = self._forgotten + len(self._changes)
-        if end == self._read or self._changes[-1] is not worker:
+        if self._seen >= end or self._changes[-1] is not worker:
             self._changes.append(worker)
             if len(self._changes) > _MANY_CHANGES:
                 for each in self.classes.values():
@@ -181,12 +201,12 @@ class Placement:
         end = self._forgotten + len(self._changes)
         if of.seen < end:
             self._offer(of, self._changes[of.seen - self._forgotten :])
-            of.seen = self._read = end
+            of.seen = self._seen = end
 
     def _offer(self, of: TaskClass, workers: Iterable[Worker]) -> None:
         workers = dict.fromkeys(workers)
         for needs, tiers in zip(of.variants, of.candidates, strict=True):
-            wanted = {need.name.partition("/")[0] for need in needs.needs}
+            wanted = _names(needs)
             for worker in workers:
                 tiers[not worker.rare <= wanted][worker] = None
 
@@ -195,7 +215,7 @@ class Placement:
     def assign(self, now: float) -> None:
         """Give ready tasks to lanes."""
         if self._left:
-            self._refill()
+            self._refill(now)
         if self._look or self._is_due(now):
             self._look, self._due = False, None
             for queue in self._in_order():
@@ -203,16 +223,18 @@ class Placement:
             if self._deep:
                 self._balance(now)
 
-    def _refill(self) -> None:
+    def _refill(self, now: float) -> None:
         """Rule 2."""
         for of in {lane.of: None for lane in self._left}:
             queues = of.queues.values()
             for queue in sorted(queues, key=_importance) if len(queues) > 1 else queues:
                 if queue.ready:
-                    self._fill_idle(queue)
-                    self._deepen(queue)
+                    self._fill_idle(queue, now)
+                    self._deepen(queue, now)
+                    self._look = self._look or not queue.drop_ended()
         for lane in self._left:
-            if len(lane.sent) < lane.width:  # nobody of its class wants it
+            if len(lane.sent) < lane.width or (lane.worker.lent is lane and not lane.sent):
+                # nobody of its class wants it
                 for worker in (lane.worker, *lane.others):
                     self._note(worker)
         self._left.clear()
@@ -230,13 +252,13 @@ class Placement:
 
     def _feed(self, queue: Queue, now: float) -> None:
         if queue.of.idle:
-            self._fill_idle(queue)
+            self._fill_idle(queue, now)
         if queue.ready:
             self._open_room(queue, now)
         if queue.ready:
             queue.blocked = now if queue.blocked is None else queue.blocked
             self._make_room(queue, now)
-            self._deepen(queue)
+            self._deepen(queue, now)
         if not queue.drop_ended():
             self._wait_no_more(queue)
 
@@ -253,38 +275,45 @@ class Placement:
         self._forget_if_idle(of)
 
     def _forget_if_idle(self, of: TaskClass) -> None:
-        if not of.lanes and not of.has_ready:
-            self.classes.pop((of.environment, of.variants), None)
+        if not of.lanes and not of.has_ready and self.classes.get((of.environment, of.variants)) is of:
+            del self.classes[of.environment, of.variants]
             self._deep.pop(of, None)
             self._last = None
 
-    def _fill_idle(self, queue: Queue) -> None:
+    def _fill_idle(self, queue: Queue, now: float) -> None:
         idle = queue.of.idle
         while queue.ready and idle:
             lane = next(iter(idle))
-            self._fill(lane, lane.width, queue)
-            if len(lane.sent) < lane.width:
-                return
-            del idle[lane]
+            if not lane.worker.lives(lane.needs, now):
+                self._take_idle(lane)  # there is no time for another task
+            else:
+                self._fill(lane, lane.width, queue)
+                if len(lane.sent) < lane.width:
+                    return
+            idle.pop(lane, None)
 
-    def _deepen(self, queue: Queue) -> None:
+    def _deepen(self, queue: Queue, now: float) -> None:
         """Let agents hold tasks in advance, but for those for which room is being made."""
         of, spared = queue.of, len(queue.reserved)
         while of.shallow and len(queue.ready) > spared:
             lane = next(iter(of.shallow))
-            limit = lane.width + prefetch(of.duration, lane.width)
-            self._fill(lane, limit, queue)
+            limit = _most_held(lane) if lane.worker.lives(lane.needs, now) else 0
+            self._fill(lane, limit, queue, in_advance=True)
             if len(lane.sent) > lane.width:
-                of.deep[lane] = None
-                self._deep[of] = None
+                self._mark_deep(lane)
             if len(lane.sent) < limit:
                 return
             del of.shallow[lane]
 
-    def _fill(self, lane: Lane, limit: int, queue: Queue) -> None:
+    def _mark_deep(self, lane: Lane) -> None:
+        """Its agent holds tasks in advance."""
+        lane.of.deep[lane] = None
+        self._deep[lane.of] = None
+
+    def _fill(self, lane: Lane, limit: int, queue: Queue, in_advance: bool = False) -> None:
         ready = queue.ready
         while ready and len(lane.sent) < limit:
-            if len(lane.sent) >= lane.width and ready[0].crash_limit == 0:
+            if in_advance and len(lane.sent) >= lane.width and ready[0].crash_limit == 0:
                 return  # in a queue it might start unheard, and then once more elsewhere
             task = ready.popleft()
             if task.state is TaskState.READY:
@@ -310,7 +339,7 @@ class Placement:
                         self._open_on_nodes(queue, variant, now)
                     candidates.clear()
                 whole_cpus = needs.whole_cpus
-                while queue.ready and candidates:
+                while queue.drop_ended() and candidates:
                     share = -(-len(queue.ready) // len(candidates))
                     worker, _ = candidates.popitem(last=False)
                     if worker.full and whole_cpus:
@@ -321,18 +350,14 @@ class Placement:
     def _widen(self, worker: Worker, queue: Queue, variant: int, most: int, now: float) -> bool:
         """Claim up to ``most`` places on a worker, and fill them; whether there may be more."""
         needs = queue.of.variants[variant]
-        if worker.lent is not None and not worker.lent.sent:
-            self._close(worker.lent)
-        if not self._may_have(worker, queue, needs, now):
-            return False
-        claims = worker.free.claim_many(needs, most)
-        if not claims and self._reclaim(worker, needs):
-            claims = worker.free.claim_many(needs, most)
-        worker.full = len(claims) < most and worker.free.amount("cpus") < UNIT
+        claims = self._claim(worker, queue, needs, most) if self._may_have(worker, queue, needs, now) else []
+        worker.full = len(claims) < most and _is_full(worker)
         if not claims:
             return False
         lane = self._give_places(worker, queue.of, variant, claims)
-        self._fill(lane, lane.width, queue)
+        # Tasks may run at places that were asked back; these are not what the new ones are for.
+        taken = min(len(lane.sent), len(lane.places) - len(claims))
+        self._fill(lane, max(lane.width, taken + len(claims)), queue)
         queue.blocked = None
         if worker.reserved is queue:
             self._unreserve(worker)
@@ -349,9 +374,16 @@ class Placement:
             return True
         if queue is not None and queue.order < holder.order:
             return True
-        names = {need.name for need in needs.needs}
-        kept = {need.name for needs in holder.of.variants for need in needs.needs}
-        return not names & kept and not any(needs.nodes for needs in holder.of.variants)
+        return not _names(needs) & _all_names(holder.of) and not needs.nodes and not holder.of.takes_nodes
+
+    def _claim(self, worker: Worker, queue: Queue | None, needs: Needs, most: int) -> list[list[Share]]:
+        """Up to ``most`` places on a worker, if need be of what others have there and do not use."""
+        if worker.lent is not None:
+            self._close(worker.lent)
+        claims = worker.free.claim_many(needs, most)
+        if not claims and self._reclaim(worker, queue, needs):
+            claims = worker.free.claim_many(needs, most)
+        return claims
 
     def _give_places(self, worker: Worker, of: TaskClass, variant: int, claims: list[list[Share]]) -> Lane:
         lane = of.lanes.get((worker.id, variant))
@@ -367,19 +399,22 @@ class Placement:
         self._do(effects.GivePlaces(worker.id, lane, places))
         return lane
 
-    def _reclaim(self, worker: Worker, needs: Needs) -> bool:
+    def _reclaim(self, worker: Worker, queue: Queue | None, needs: Needs) -> bool:
         """Take what nobody uses there; whether the needs fit now. Some places are given back a moment later only."""
         for lane in list(worker.lanes.values()):
-            idle = lane.width - len(lane.sent)
-            if idle <= 0 or lane.of.has_ready:
-                continue
-            if lane.sent or len(lane.places) > lane.width:
-                self._take_places(lane, idle)
-            else:
-                self._close(lane)
+            if len(lane.sent) < lane.width and not _serves_before(lane.of, queue):
+                self._take_idle(lane)
                 if worker.free.fits(needs):
                     return True
         return False
+
+    def _take_idle(self, lane: Lane) -> None:
+        """Take the places that nobody uses."""
+        idle = lane.width - len(lane.sent)
+        if idle == len(lane.places):
+            self._close(lane)
+        elif idle > 0:
+            self._take_places(lane, idle)
 
     def _take_places(self, lane: Lane, number: int) -> None:
         """Ask for places, and for tasks that would wait for them."""
@@ -387,19 +422,21 @@ class Placement:
         if len(lane.sent) >= lane.width:
             lane.of.idle.pop(lane, None)
         self._do(effects.TakePlaces(lane.worker.id, lane, number))
-        kept = lane.width + prefetch(lane.of.duration, lane.width)
-        self._recall(lane, len(lane.sent) - max(kept, len(lane.places)) if lane.width else len(lane.sent))
+        self._recall(lane, len(lane.sent) - max(_most_held(lane), len(lane.places)) if lane.width else len(lane.sent))
 
     def _recall(self, lane: Lane, number: int) -> int:
         """Ask for up to so many tasks that have not started, the last ones first; says for how many."""
+        unstarted = (task for task in reversed(lane.sent.values()) if task.state is TaskState.SENT)
+        return self._recall_each(islice((task for task in unstarted if task.id not in self.moving), max(0, number)))
+
+    def _recall_each(self, tasks: Iterable[Task]) -> int:
         asked = 0
-        for task in reversed(lane.sent.values()):
-            if asked >= number:
-                break
-            if task.state is TaskState.SENT and task.id not in self.moving:
-                self.moving.add(task.id)
-                self._do(effects.RecallTask(lane.worker.id, task))
-                asked += 1
+        for task in tasks:
+            assert task.lane is not None
+            self.moving[task.id] = task.lane.of
+            task.lane.of.moving += 1
+            self._do(effects.RecallTask(task.lane.worker.id, task))
+            asked += 1
         return asked
 
     def _close(self, lane: Lane) -> None:
@@ -411,6 +448,7 @@ class Placement:
         lane.places.clear()
         lane.width = 0
         self._detach(lane)
+        self.return_nodes(lane)
         if self.workers.get(worker.id) is worker:
             self._do(effects.CloseLane(worker.id, lane))
             self._note(worker)
@@ -450,7 +488,13 @@ class Placement:
         first.lent = lane
         self._fill(lane, 1, queue)
 
-    def _return_nodes(self, lane: Lane) -> None:
+    def break_up(self, lane: Lane) -> None:
+        """One of its nodes is gone: nothing starts there any more, and it is closed when its task has ended."""
+        if self.workers.get(lane.worker.id) is lane.worker and lane.width:
+            self._take_places(lane, lane.width)
+
+    def return_nodes(self, lane: Lane) -> None:
+        """Its task has ended: each of its nodes is its own again."""
         for worker in [*lane.others, lane.worker]:
             if worker.lent is lane:
                 worker.lent = None
@@ -463,7 +507,7 @@ class Placement:
     def _make_room(self, queue: Queue, now: float) -> None:
         """Have places given back where that will be soonest."""
         for worker in list(queue.reserved):
-            self._take_more(worker, queue)
+            self._take_more(worker, queue, now)
         if len(self.classes) == 1 or (queue.of.lanes and len(self._priorities) == 1):
             return  # there is nobody to take from
         while now >= queue.look_again and len(queue.reserved) < len(queue.ready):
@@ -475,17 +519,22 @@ class Placement:
                 worker.reserved = queue
                 queue.reserved[worker] = None
                 for lane, number in wanted:
-                    self._take_places(lane, number)
+                    if lane.width:  # of a task on several nodes all may be wanted, and its place is taken once
+                        self._take_places(lane, number)
         if queue.look_again > now:
             self._due = min(self._due or queue.look_again, queue.look_again)
 
-    def _take_more(self, worker: Worker, queue: Queue) -> None:
-        """Enough was given back, and yet nothing fits: it is in pieces."""
-        if any(len(lane.places) > lane.width for lane in worker.lanes.values()):
+    def _take_more(self, worker: Worker, queue: Queue, now: float) -> None:
+        """Enough was given back, and yet nothing fits: it is in pieces, or further nodes are needed."""
+        lanes = _lanes_on(worker)
+        if any(len(lane.places) > lane.width for lane in lanes):
             return  # wait for it
-        lane = next((lane for lane in worker.lanes.values() if self._comes_after(lane, queue) and lane.width), None)
+        if _is_idle(worker) and any(needs.nodes and worker.lives(needs, now) for needs in queue.of.variants):
+            return  # wait for the others
+        helpful = (lane for lane in lanes if lane.width and (queue.of.takes_nodes or _helps(lane, queue.of)))
+        lane = next((lane for lane in helpful if self._comes_after(lane, queue)), None)
         if lane is None:
-            self._unreserve(worker)
+            self._give_up(worker)
         else:
             self._take_places(lane, 1)
 
@@ -513,7 +562,7 @@ class Placement:
         everybody = list(self.workers.values())
         self._start_at = (self._start_at + _LOOKED_AT) % max(1, len(everybody))
         for worker in chain(everybody[self._start_at :], everybody[: self._start_at]):
-            if worker.reserved is None and worker.lent is None:
+            if worker.reserved is None and (worker.lent is None or worker.lent.worker is worker):
                 for needs in queue.of.variants:
                     if worker.lives(needs, now) and (needs.nodes or worker.free.possible(needs)):
                         yield worker, needs
@@ -521,18 +570,20 @@ class Placement:
 
     def _plan(self, worker: Worker, queue: Queue, needs: Needs) -> list[tuple[Lane, int]] | None:
         """Which places have to be given back so that the needs fit; None if that is not enough, or not ours to say."""
-        short = {name: (total if wanted is None else wanted) - free for name, wanted, free, total in
+        # What is short of nothing is in pieces: one place more may help, or the one after it.
+        short = {name: max(1, (total if wanted is None else wanted) - free) for name, wanted, free, total in
                  worker.free.shortages(needs)}  # fmt: skip
         wanted = []
         for lane in worker.lanes.values():
             if not self._comes_after(lane, queue) or not lane.places:
                 continue
-            each = {share.name: share.amount for share in next(iter(lane.places.values()))}
+            place = next(iter(lane.places.values()))
+            each = {name: sum(share.amount for share in place if _serves(share, name)) for name in short}
             coming = len(lane.places) - lane.width
-            asked = max((-(-short.get(name, 0) // amount) for name, amount in each.items() if amount), default=0)
+            asked = max((-(-short[name] // amount) for name, amount in each.items() if amount), default=0)
             taken = min(lane.width, max(0, asked - coming))
             for name, amount in each.items():
-                short[name] = short.get(name, 0) - amount * (taken + min(coming, max(0, asked)))
+                short[name] -= amount * (taken + min(coming, max(0, asked)))
             if taken:
                 wanted.append((lane, taken))
         return wanted if wanted and all(amount <= 0 for amount in short.values()) else None
@@ -540,24 +591,21 @@ class Placement:
     def _plan_nodes(self, queue: Queue, needs: Needs, now: float) -> Plan | None:
         groups: dict[str, list[Worker]] = {}
         for worker in self.workers.values():
-            free_to_take = worker.reserved is None and worker.lent is None and worker.lives(needs, now)
-            if free_to_take and all(self._comes_after(lane, queue) for lane in worker.lanes.values()):
+            free_to_take = worker.reserved is None and worker.lives(needs, now)
+            if free_to_take and all(self._comes_after(lane, queue) for lane in _lanes_on(worker)):
                 groups.setdefault(worker.group, []).append(worker)
         enough = [group for group in groups.values() if len(group) >= needs.nodes]
         if not enough:
             return None
         largest = max(enough, key=lambda group: len(group))
-        largest.sort(key=lambda worker: sum(len(lane.sent) for lane in worker.lanes.values()))
-        return [
-            (worker, [(lane, lane.width) for lane in worker.lanes.values() if lane.width])
-            for worker in largest[: needs.nodes]
-        ]
+        largest.sort(key=lambda worker: sum(len(lane.sent) for lane in _lanes_on(worker)))
+        return [(worker, [(lane, lane.width) for lane in _lanes_on(worker)]) for worker in largest[: needs.nodes]]
 
     def _comes_after(self, lane: Lane, queue: Queue) -> bool:
-        """Whether all that waits for the lane's places comes after the queue."""
-        if lane.of is queue.of or lane.worker.lent is not None:
+        """Whether all that waits for the lane's places, or has not started there yet, comes after the queue."""
+        if lane.of is queue.of:
             return False
-        if any(each.ready and each.order < queue.order for each in lane.of.queues.values()):
+        if _serves_before(lane.of, queue):
             return False
         first = next((task for task in lane.sent.values() if task.state is TaskState.SENT), None)
         return first is None or (-first.priority, first.id) > queue.order
@@ -572,6 +620,13 @@ class Placement:
             worker.reserved.reserved.pop(worker, None)
             worker.reserved = None
             self._note(worker)
+
+    def _give_up(self, worker: Worker) -> None:
+        """Keep nothing there any longer; nor on other nodes, if that was to be one of several."""
+        queue = worker.reserved
+        if queue is not None:
+            for each in list(queue.reserved) if queue.of.takes_nodes else [worker]:
+                self._unreserve(each)
 
     def due(self) -> float | None:
         """When :meth:`assign` may find more to do though nothing happens; None: not for that."""
@@ -593,8 +648,11 @@ class Placement:
     def _spread(self, of: TaskClass, now: float) -> None:
         """Let tasks that agents hold in advance run: places are claimed for them, and they are asked back."""
         self._take_note(of)
+        idle = _count_idle(of, now) - of.moving
         for lane in list(of.deep):
-            held = sum(task.state is TaskState.SENT and task.id not in self.moving for task in _beyond(lane))
+            held = sum(1 for _ in self._held(lane))
+            asked = self._recall(lane, min(held, idle))
+            idle, held = idle - asked, held - asked
             while held > 0 and (found := self._find_room(of, lane, held, now)) is not None:
                 new, number = found
                 held -= number if new is lane else self._recall(lane, number)
@@ -603,6 +661,10 @@ class Placement:
             if held > 0:
                 return  # there is no room at all
 
+    def _held(self, lane: Lane) -> Iterator[Task]:
+        """The tasks that its agent holds in advance, and that nobody has asked back."""
+        return (task for task in _beyond(lane) if task.state is TaskState.SENT and task.id not in self.moving)
+
     def _find_room(self, of: TaskClass, lane: Lane, most: int, now: float) -> tuple[Lane, int] | None:
         """Claim places for tasks of a lane: there, if its worker has room, else somewhere else."""
         for variant, needs in enumerate(of.variants):
@@ -610,12 +672,17 @@ class Placement:
                 while candidates and not needs.nodes:
                     worker = lane.worker if lane.worker in candidates else next(iter(candidates))
                     del candidates[worker]
-                    if self._may_have(worker, None, needs, now):
-                        claims = worker.free.claim_many(needs, most)
-                        if claims:
-                            candidates[worker] = None
-                            return self._give_places(worker, of, variant, claims), len(claims)
+                    claims = self._claim(worker, None, needs, most) if self._may_have(worker, None, needs, now) else []
+                    if claims:
+                        candidates[worker] = None
+                        return self._give_places(worker, of, variant, claims), len(claims)
         return None
+
+
+def _lanes_on(worker: Worker) -> list[Lane]:
+    """The lanes whose tasks run there, if only on one of their nodes."""
+    lent = [] if worker.lent is None or worker.lent.worker is worker else [worker.lent]
+    return [*worker.lanes.values(), *lent]
 
 
 def _is_idle(worker: Worker) -> bool:
@@ -624,14 +691,59 @@ def _is_idle(worker: Worker) -> bool:
     return not lent and not any(lane.sent for lane in worker.lanes.values())
 
 
+def _is_full(worker: Worker) -> bool:
+    """Whether there is not one CPU to be had."""
+    return worker.free.amount("cpus") < UNIT and all(len(lane.sent) >= lane.width for lane in worker.lanes.values())
+
+
+def _serves(share: Share, name: str) -> bool:
+    """Whether it could be a share of what is needed under this name."""
+    return share.name == name or share.name.startswith(f"{name}/")
+
+
+def _names(needs: Needs) -> set[str]:
+    """What it needs something of; ``gpus/nvidia`` is also ``gpus``."""
+    return {need.name.partition("/")[0] for need in needs.needs}
+
+
+def _all_names(of: TaskClass) -> set[str]:
+    """What its tasks need something of, in one variant or another."""
+    return {name for needs in of.variants for name in _names(needs)}
+
+
+def _helps(lane: Lane, of: TaskClass) -> bool:
+    """Whether a place of the lane has something that the class needs."""
+    names = _all_names(of)
+    return any(share.name.partition("/")[0] in names for share in next(iter(lane.places.values())))
+
+
 def _order(queue: Queue) -> tuple[int, int]:
     return queue.order
+
+
+def _serves_before(of: TaskClass, queue: Queue | None) -> bool:
+    """Whether tasks of the class wait that come before the queue; if that is None: any, be it on agents."""
+    if queue is None:
+        return of.has_ready or bool(of.deep)
+    return any(each.ready and each.order < queue.order for each in of.queues.values())
 
 
 def _importance(queue: Queue) -> int:
     return -queue.priority
 
 
+def _count_idle(of: TaskClass, now: float) -> int:
+    """At how many places of a class nothing runs, and could."""
+    return sum(max(0, lane.width - len(lane.sent)) for lane in of.idle if lane.worker.lives(lane.needs, now))
+
+
+def _most_held(lane: Lane) -> int:
+    """How many tasks its agent may hold; in advance none for which it may not live long enough when they start."""
+    if lane.needs.seconds and lane.worker.ends is not None:
+        return lane.width
+    return lane.width + prefetch(lane.of.duration, lane.width)
+
+
 def _beyond(lane: Lane) -> Iterator[Task]:
     """The tasks of a lane for which it has no place, as far as can be told."""
-    return islice(lane.sent.values(), lane.width, None)
+    return islice(lane.sent.values(), len(lane.places), None)

@@ -124,7 +124,7 @@ class Scheduler:
         if task is None:
             return []
         if task.lane is None:
-            self._resolve(task, protocol.Finished(task.id, task.attempt, protocol.KILLED))
+            self._resolve_killed(task)
         else:
             task.doomed = True
             self._do(effects.KillTask(_lane(task).worker.id, task, signal, grace))
@@ -151,15 +151,17 @@ class Scheduler:
         for lane in worker.lanes.values():
             # A start is reported a moment after it: the first ones may have started, and count as if they had.
             for position, task in reversed(list(enumerate(lane.sent.values()))):
-                started = task.state is TaskState.RUNNING or (leaving is None and position < len(lane.places))
+                started = task.state is TaskState.RUNNING or position < len(lane.places)
                 self._give_back(task, reason, started=started, planned=leaving is not None)
             lane.sent.clear()
+            self._placement.return_nodes(lane)
         return self._assign(now)
 
     def _end_on_other_nodes(self, worker: Worker, reason: str) -> None:
         """A task that runs on several nodes and has lost one ends on its first."""
         lane = worker.lent
         if lane is not None and lane.worker is not worker:
+            self._placement.break_up(lane)
             for task in lane.sent.values():
                 self._broken[task.id] = reason
                 self._do(effects.KillTask(lane.worker.id, task, 9, 0.0))
@@ -202,6 +204,7 @@ class Scheduler:
     def _on_started(self, task: Task, report: protocol.Started) -> None:
         if task.state is TaskState.SENT:
             task.move(TaskState.RUNNING)
+            self._placement.stays(task)  # it is not given back any more
         self._do(effects.Tell(task, report))
 
     def _on_output(self, task: Task, report: protocol.Output) -> None:
@@ -236,14 +239,16 @@ class Scheduler:
         self._requeue(task)
 
     def _on_recalled(self, task: Task, report: protocol.Recalled) -> None:
-        moving = task.id in self._placement.moving
-        self._placement.moving.discard(task.id)
+        moving = self._placement.stays(task)
         if moving and not report.given_back and task.state is TaskState.SENT:
             task.move(TaskState.RUNNING)  # which its agent will say in a moment
         if task.id not in self._recalled:
             if moving and report.given_back:
                 self._placement.leave_lane(task)
-                self._requeue(task)
+                if task.doomed:
+                    self._resolve_killed(task)  # nothing is left there that could be killed
+                else:
+                    self._requeue(task)
             return
         self._answer(task, report.given_back)
         if report.given_back:
@@ -276,10 +281,9 @@ class Scheduler:
         """
         task.losses += started and not planned
         task.lane = None
-        self._placement.moving.discard(task.id)
-        self._broken.pop(task.id, None)
+        self._placement.stays(task)
         if task.doomed:
-            self._resolve(task, protocol.Finished(task.id, task.attempt, protocol.KILLED))
+            self._resolve_killed(task)
         elif started and (task.losses > task.crash_limit or task.crash_limit == 0):
             self._resolve(task, effects.Lost(reason))
         elif task.id in self._recalled and task.state is TaskState.SENT:
@@ -291,6 +295,7 @@ class Scheduler:
 
     def _requeue(self, task: Task) -> None:
         task.move(TaskState.READY)
+        self._broken.pop(task.id, None)
         self._placement.add(task, first=True)
         self._do(effects.Requeue(task))
 
@@ -299,10 +304,18 @@ class Scheduler:
         good = isinstance(outcome, protocol.Finished) and _has_succeeded(task, outcome)
         self._end(task, OK if good else FAILED)
 
+    def _resolve_killed(self, task: Task) -> None:
+        """It is nowhere where an agent would report its end."""
+        self._resolve(task, protocol.Finished(task.id, task.attempt, protocol.KILLED))
+
     def _end(self, task: Task, how: str) -> None:
+        waited = task.state is TaskState.READY
         task.move(TaskState.DONE)  # if it waits in a queue, it leaves that when its turn comes
+        if waited:
+            self._placement.drop(task)
         self.tasks.pop(task.id, None)
-        self._placement.moving.discard(task.id)
+        self._broken.pop(task.id, None)
+        self._placement.stays(task)
         self._dependents.forget(task)
         self._answer(task, cancelled=False)
         if self._dependents.needed(task.id):
