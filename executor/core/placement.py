@@ -99,6 +99,13 @@ class Placement:
         self._waiting[queue] = None
         self._look = True
 
+    def drop(self, task: Task) -> None:
+        """A ready task has ended: it leaves its queue when its turn comes; others may have what was kept for it."""
+        of = self.classes.get((task.environment, task.variants))
+        queue = None if of is None else of.queues.get(task.priority)
+        if queue is not None and queue.reserved:
+            self._look = True
+
     def class_of(self, task: Task) -> TaskClass:
         """The class of tasks that it belongs to."""
         key = task.environment, task.variants
@@ -174,7 +181,7 @@ class Placement:
             if len(self._changes) > _MANY_CHANGES:
                 for each in self.classes.values():
                     self._take_note(each)
-                self._forgotten += len(self._changes)
+                self._read = self._forgotten = self._forgotten + len(self._changes)
                 self._changes.clear()
 
     def _take_note(self, of: TaskClass) -> None:
@@ -208,14 +215,22 @@ class Placement:
         for of in {lane.of: None for lane in self._left}:
             queues = of.queues.values()
             for queue in sorted(queues, key=_importance) if len(queues) > 1 else queues:
-                if queue.ready:
+                if queue.ready and not self._yields(queue):
                     self._fill_idle(queue)
                     self._deepen(queue)
+                if queue.reserved and not queue.ready:
+                    self._look = True  # others may have what was kept for it
         for lane in self._left:
             if len(lane.sent) < lane.width:  # nobody of its class wants it
                 for worker in (lane.worker, *lane.others):
                     self._note(worker)
         self._left.clear()
+
+    def _yields(self, queue: Queue) -> bool:
+        """Whether a more important one waits, which is asked first."""
+        if len(self._priorities) == 1:
+            return False
+        return any(each.priority > queue.priority and each.ready for each in self._waiting)
 
     def _in_order(self) -> list[Queue]:
         live = []
@@ -268,8 +283,14 @@ class Placement:
             del idle[lane]
 
     def _deepen(self, queue: Queue) -> None:
-        """Let agents hold tasks in advance, but for those for which room is being made."""
+        """Let agents hold tasks in advance, but for those for which room is being made.
+
+        None while more important ones wait: these would have to wait for those, and what may not be held in advance
+        would wait for ever.
+        """
         of, spared = queue.of, len(queue.reserved)
+        if any(each.ready and each.priority > queue.priority for each in of.queues.values()):
+            return
         while of.shallow and len(queue.ready) > spared:
             lane = next(iter(of.shallow))
             limit = lane.width + prefetch(of.duration, lane.width)
@@ -351,7 +372,9 @@ class Placement:
             return True
         names = {need.name for need in needs.needs}
         kept = {need.name for needs in holder.of.variants for need in needs.needs}
-        return not names & kept and not any(needs.nodes for needs in holder.of.variants)
+        if any(_serves(one, other) or _serves(other, one) for one in names for other in kept):
+            return False
+        return not any(needs.nodes for needs in holder.of.variants)
 
     def _give_places(self, worker: Worker, of: TaskClass, variant: int, claims: list[list[Share]]) -> Lane:
         lane = of.lanes.get((worker.id, variant))
@@ -527,7 +550,8 @@ class Placement:
         for lane in worker.lanes.values():
             if not self._comes_after(lane, queue) or not lane.places:
                 continue
-            each = {share.name: share.amount for share in next(iter(lane.places.values()))}
+            place = next(iter(lane.places.values()))
+            each = {name: share.amount for share in place for name in short if _serves(share.name, name)}
             coming = len(lane.places) - lane.width
             asked = max((-(-short.get(name, 0) // amount) for name, amount in each.items() if amount), default=0)
             taken = min(lane.width, max(0, asked - coming))
@@ -560,12 +584,17 @@ class Placement:
         if any(each.ready and each.order < queue.order for each in lane.of.queues.values()):
             return False
         first = next((task for task in lane.sent.values() if task.state is TaskState.SENT), None)
-        return first is None or (-first.priority, first.id) > queue.order
+        if first is None:
+            return True
+        last = next(reversed(lane.sent.values()))  # an older one, if it was given back and sent again
+        return min((-first.priority, first.id), (-last.priority, last.id)) > queue.order
 
     def _is_more_important(self, queue: Queue, worker: Worker) -> bool:
-        """Than something that runs on the worker."""
-        lowest = min((task.priority for lane in worker.lanes.values() for task in lane.sent.values()), default=None)
-        return lowest is not None and lowest < queue.priority
+        """Than something that runs on the worker, or would run at a place where nothing does."""
+        return any(
+            len(lane.sent) < lane.width or any(task.priority < queue.priority for task in lane.sent.values())
+            for lane in worker.lanes.values()
+        )
 
     def _unreserve(self, worker: Worker) -> None:
         if worker.reserved is not None:
@@ -622,6 +651,11 @@ def _is_idle(worker: Worker) -> bool:
     """Whether nothing runs on it."""
     lent = worker.lent is not None and bool(worker.lent.sent)
     return not lent and not any(lane.sent for lane in worker.lanes.values())
+
+
+def _serves(pool: str, need: str) -> bool:
+    """Whether a need of this name may be met by the pool: ``gpus`` by ``gpus/nvidia``."""
+    return pool == need or pool.startswith(f"{need}/")
 
 
 def _order(queue: Queue) -> tuple[int, int]:

@@ -300,7 +300,9 @@ class Scheduler:
         self._end(task, OK if good else FAILED)
 
     def _end(self, task: Task, how: str) -> None:
-        task.move(TaskState.DONE)  # if it waits in a queue, it leaves that when its turn comes
+        if task.state is TaskState.READY:
+            self._placement.drop(task)
+        task.move(TaskState.DONE)
         self.tasks.pop(task.id, None)
         self._placement.moving.discard(task.id)
         self._dependents.forget(task)

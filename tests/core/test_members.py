@@ -23,7 +23,7 @@ def members() -> Members:
 
 
 def make_hello(name: str = "a", process: str = "p") -> Hello:
-    return Hello(launch="l", process=process, name=name, host="node1", pid=1, python="3.12", slots=2)
+    return Hello(launch="l", process=process, name=name, host="node1", pid=1, python="3.12", pools=[])
 
 
 def join(members: Members, name: str = "a", *, process: str = "p", clock: float = 100.0, now: float = 0.0) -> Member:

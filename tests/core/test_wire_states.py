@@ -190,7 +190,7 @@ class Agent:
 
     def hello(self, name: str) -> protocol.Hello:
         return protocol.Hello(
-            launch="l", process=self.process, name=name, host="h", pid=1, python="3", slots=1
+            launch="l", process=self.process, name=name, host="h", pid=1, python="3", pools=[]
         )
 
     def may_work(self, epoch: int, now: float) -> bool:
