@@ -71,7 +71,7 @@ class Crew:
         fields = json.loads(Path(invitation.path).read_bytes())
         os.unlink(invitation.path)  # they would be many
         with open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
-            json.dump({**fields, "endpoints": [self.relay.endpoint], "slots": 2}, file)
+            json.dump({**fields, "endpoints": [self.relay.endpoint], "pools": [["cpus", [["0", "1"]]]]}, file)
 
     def pids(self) -> list[int]:
         """The agents themselves; what was started are their supervisors."""

@@ -15,6 +15,7 @@ import zmq
 
 from worker_agent import codec, dialing, protocol
 from worker_agent.connection import read_connection
+from worker_agent.pools import Pool
 from worker_agent.session import AgentSession
 
 _PATIENCE = 10.0
@@ -42,7 +43,8 @@ class HandmadeAgent:
         """What it says of itself."""
         fields = {
             "launch": self.connection.launch, "process": self.process, "name": name, "host": "handmade",
-            "pid": os.getpid(), "python": platform.python_version(), "slots": 1, **self._hello,
+            "pid": os.getpid(), "python": platform.python_version(),
+            "pools": [Pool("cpus", [["0"]])], **self._hello,
         }  # fmt: skip
         return protocol.Hello(**fields)
 

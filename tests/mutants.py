@@ -14,18 +14,21 @@ import msgspec
 
 from worker_agent import codec, protocol
 from worker_agent.connection import Connection, write_connection
+from worker_agent.pools import UNIT, Place, Pool, Share
 from worker_agent.protocol import PROTOCOL, Call, Command, Orders, Reports, Settings, Stored, Tail, Usage
 
 _NUMBERS = (1, 0, False, 0.5)
 _HELLO = protocol.Hello(
-    launch="l", process="p", name="n", host="node7", pid=17, python="3.12.1", slots=4, cloudpickle="3.0"
-)
+    launch="l", process="p", name="n", host="node7", pid=17, python="3.12.1", cloudpickle="3.0",
+    pools=[Pool("cpus", [["0", "1"], ["2", "3"]]), Pool("memory", size=7 * UNIT)], group="g", remaining=60.0,
+)  # fmt: skip
 _FINISHED = protocol.Finished(
     7, 1, "value", b"\3\x80\5K\1.", 0, 17, 1.0, 2.0, Usage(0.1, 0.2, 10**7), Tail(b"out", 3), Tail()
 )
 _REPORTS: list[protocol.Report] = [
     _HELLO, protocol.Unprepared(1, "no python9", b"error"), protocol.Started(7, 1, 17, 1.5e9),
-    protocol.Output(7, 1, 1, b"text"), _FINISHED, protocol.Recalled(7, 1, True), protocol.Warn("careful"),
+    protocol.Output(7, 1, 1, b"text"), _FINISHED, protocol.Recalled(7, 1, True),
+    protocol.Freed(1, [0, 1]), protocol.Leaving("told to"), protocol.Warn("careful"),
     protocol.Bye("done"),
 ]  # fmt: skip
 _PREPARE = protocol.Prepare(
@@ -35,14 +38,17 @@ _PREPARE = protocol.Prepare(
 _SETTINGS = Settings(env={"A": None, "B": "c"}, cwd="/", stdout="", stderr="/e", time_limit=3.0)
 _ORDERS: list[protocol.Order] = [
     protocol.Welcome(3, "n", 5.0, 30.0), protocol.Fence(3), protocol.Refuse("n", "no"), _PREPARE,
-    protocol.Define(1, b"function"), protocol.Forget([1, 2]), protocol.Open(1, 1, 2), protocol.Resize(1, 3),
-    protocol.Close(1), protocol.Run(1, 7, 1, Call(1, b"args", [Stored("/s", 9)]), _SETTINGS),
+    protocol.Define(1, b"function"), protocol.Forget([1, 2]),
+    protocol.Open(1, 1, [("cpus", "1.5")], 0), protocol.Take(1, 1), protocol.Close(1),
+    protocol.Give(1, [Place(0, [Share("cpus", UNIT * 3 // 2, ["0", "1"]), Share("memory", UNIT)])]),
+    protocol.Run(1, 7, 1, Call(1, b"args", [Stored("/s", 9)]), _SETTINGS),
     protocol.Run(1, 7, 1, Command(["ls", "-l"], b"text")), protocol.Recall(7, 1), protocol.Kill(7, 1, 15, 2.0),
     protocol.Stop(15, 2.0),
 ]  # fmt: skip
 _CONNECTION = Connection(
     protocol=PROTOCOL, endpoints=["tcp://10.0.0.1:4000"], session="s", launch="l", client_pid=0, client_start=0,
-    directory="/d", stores=["/a", "/b"], slots=0, server_key="k" * 40, public_key="p" * 40, secret_key="s" * 40,
+    directory="/d", stores=["/a", "/b"], pools=[Pool("cpus", [["0"]])],
+    server_key="k" * 40, public_key="p" * 40, secret_key="s" * 40,
 )  # fmt: skip
 
 #: What no frame of ours has: bombs, lengths beyond all that follows, numbers at the ends of their ranges.
@@ -87,10 +93,13 @@ def wild_reports(seed: int, tasks: int) -> Iterator[protocol.Report]:
     values: dict[Any, list[Any]] = {
         int: [*range(tasks + 1), -1, 2**31, 2**63, 2**64 - 1, -(2**63)], str: ["", "value", "error", "lost", "x" * 300],
         float: [0.0, -1.0, 1e308, math.nan, math.inf, -math.inf], bool: [True, False], bytes: [b"", *_BODIES],
-        list[str]: [[], ["numpy"]],
+        list[str]: [[], ["numpy"]], list[int]: [[], [0], [0, 0, 1, -1], [2**63]], float | None: [None, -1.0, math.nan],
+        list[Pool]: [[], [Pool("cpus", [["0"]])], [Pool("cpus", size=2**63)]],
+        protocol.Memory | None: [None, protocol.Memory(-1, 2**63, "")],
         Usage: [Usage(math.nan, -1.0, 2**63)], int | None: [None, -9, 0, 2**63], Tail | None: [None, Tail(b"x", 2**63)],
     }  # fmt: skip
-    kinds = (protocol.Hello, protocol.Started, protocol.Output, protocol.Finished, protocol.Recalled, protocol.Piece)
+    kinds = (protocol.Hello, protocol.Started, protocol.Output, protocol.Finished, protocol.Recalled, protocol.Piece,
+             protocol.Freed)  # fmt: skip
     choices = [(kind, {each.name: values[each.type] for each in msgspec.structs.fields(kind)}) for kind in kinds]
     while True:
         kind, fields = dice.choice(choices)

@@ -510,7 +510,7 @@ def test_an_agent_cannot_speak_for_one_of_another_invitation(
 ) -> None:
     """T5, C14: by its epoch, its name, its process, or by the number of its task."""
     victim = handmade(held.invite(host="127.0.0.1")).join()
-    attacker = handmade(held.invite(host="127.0.0.1"), slots=1, host="attacker")
+    attacker = handmade(held.invite(host="127.0.0.1"), host="attacker")
     future, run = run_task(victim, held)
     attacker.join()
     lie = Finished(run.task, run.attempt, protocol.VALUE, plain("a lie"))

@@ -45,6 +45,7 @@ from executor import AgentFailed, HPCExecutor, TaskKilled, TaskLost, TaskTimeout
 from executor.core import members
 from worker_agent import codec, dialing, protocol
 from worker_agent.connection import read_connection
+from worker_agent.pools import Pool
 from worker_agent.session import AgentSession, Incoming
 
 NewExecutor = Callable[..., HPCExecutor]
@@ -432,8 +433,8 @@ class HandMade:
 
     def _say_hello(self, name: str) -> protocol.Hello:
         fields = {
-            "launch": self._connection.launch, "host": "by hand", "pid": os.getpid(), "slots": 1,
-            "python": sys.version.split()[0], **self._hello, "name": name,
+            "launch": self._connection.launch, "host": "by hand", "pid": os.getpid(),
+            "pools": [Pool("cpus", [["0"]])], "python": sys.version.split()[0], **self._hello, "name": name,
         }  # fmt: skip
         return protocol.Hello(**fields)
 
@@ -581,7 +582,7 @@ def test_a_result_that_comes_after_the_task_was_given_to_another_is_dropped(
 def test_results_that_nobody_waits_for_are_dropped(new_executor: NewExecutor, by_hand: ByHand) -> None:
     """C12, C13: of a task that is unknown, cancelled, finished; of an attempt that is over or has not begun."""
     executor = new_executor(1, agents=0)
-    agent = by_hand(executor.invite(1, host="127.0.0.1"), slots=3)
+    agent = by_hand(executor.invite(1, host="127.0.0.1"), pools=[Pool("cpus", [["0", "1", "2"]])])
     finished, cancelled, current = [executor.submit(TRUE) for _ in range(3)]
     agent.until(lambda: len(agent.runs()) == 3)
     runs = {run.task: run for run in agent.runs()}

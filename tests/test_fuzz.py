@@ -27,6 +27,7 @@ from executor.network import LINES_A_MINUTE
 from worker_agent import codec
 from worker_agent.codec import ProtocolError
 from worker_agent.connection import Connection, read_connection
+from worker_agent.pools import Pool
 from worker_agent.protocol import Orders, Reports
 
 #: Inputs of the decoders together.
@@ -181,7 +182,7 @@ def test_reports_with_any_values_harm_their_tasks_only(
     pool: HPCExecutor, handmade: Callable[..., HandmadeAgent]
 ) -> None:
     """They come in order and in the right epoch, and some are about tasks that their sender has."""
-    agent = handmade(pool.invite(1, host="127.0.0.1"), slots=2).join()
+    agent = handmade(pool.invite(1, host="127.0.0.1"), pools=[Pool("cpus", [["0", "1"]])]).join()
     futures = [pool.options(crash_limit=0).submit(len, "ab") for _ in range(40)]
     for number, report in enumerate(itertools.islice(wild_reports(15, 45), TYPED)):
         agent.session.report(report)

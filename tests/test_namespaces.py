@@ -75,7 +75,7 @@ def with_places(invitation: Invitation, path: Path) -> Path:
     """The same invitation, but for agents that do not count their processors."""
     fields = json.loads(Path(invitation.path).read_bytes())
     with open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
-        json.dump({**fields, "slots": PLACES}, file)
+        json.dump({**fields, "pools": [["cpus", [[str(number) for number in range(PLACES)]]]]}, file)
     return path
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from worker_agent import codec, protocol
 from worker_agent.codec import ProtocolError, decode_orders, decode_reports, encode
 from worker_agent.connection import Connection, read_connection, write_connection
+from worker_agent.pools import Pool
 from worker_agent.protocol import PROTOCOL, Finished, Orders, Reports, Run
 
 SETTINGS = settings(
@@ -86,7 +87,7 @@ def test_messages_of_one_frame_keep_their_order(reports: list[Any]) -> None:
 
 def test_the_kinds_of_messages_are_told_apart_by_their_tags() -> None:
     tags = [kind.__struct_config__.tag for kind in (*ORDERS, *REPORTS)]
-    assert len(set(tags)) == len(tags) - 2 == 25  # pieces and fragments travel in both directions
+    assert len(set(tags)) == len(tags) - 2 == 27  # pieces and fragments travel in both directions
 
 
 def test_what_has_a_default_may_be_missing() -> None:
@@ -198,7 +199,7 @@ def test_a_connection_arrives_as_it_was_written(connection: Connection) -> None:
 
 GOOD = Connection(
     protocol=PROTOCOL, endpoints=["ipc:///x"], session="s", launch="l", client_pid=1, client_start=2, directory="/d",
-    stores=["/a"], slots=2,
+    stores=["/a"], pools=[Pool("cpus", [["0", "1"]]), Pool("memory", size=5)],
 )  # fmt: skip
 
 

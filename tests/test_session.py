@@ -23,7 +23,7 @@ def session() -> AgentSession:
 
 
 def make_hello(name: str) -> Hello:
-    return Hello(launch="l", process="p", name=name, host="node1", pid=1, python="3.12", slots=2)
+    return Hello(launch="l", process="p", name=name, host="node1", pid=1, python="3.12", pools=[])
 
 
 def frame(*orders: Any, epoch: int = 1, first: int = 0, ack: int = 0, echo: float = 0.0) -> protocol.Orders:

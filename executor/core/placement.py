@@ -194,7 +194,7 @@ class Placement:
             if len(self._changes) > _MANY_CHANGES:
                 for each in self.classes.values():
                     self._take_note(each)
-                self._forgotten += len(self._changes)
+                self._seen = self._forgotten = self._forgotten + len(self._changes)
                 self._changes.clear()
 
     def _take_note(self, of: TaskClass) -> None:
@@ -228,7 +228,7 @@ class Placement:
         for of in {lane.of: None for lane in self._left}:
             queues = of.queues.values()
             for queue in sorted(queues, key=_importance) if len(queues) > 1 else queues:
-                if queue.ready:
+                if queue.ready and not self._yields(queue):
                     self._fill_idle(queue, now)
                     self._deepen(queue, now)
                     self._look = self._look or not queue.drop_ended()
@@ -238,6 +238,12 @@ class Placement:
                 for worker in (lane.worker, *lane.others):
                     self._note(worker)
         self._left.clear()
+
+    def _yields(self, queue: Queue) -> bool:
+        """Whether a more important one waits, which is asked first."""
+        if len(self._priorities) == 1:
+            return False
+        return any(each.priority > queue.priority and each.ready for each in self._waiting)
 
     def _in_order(self) -> list[Queue]:
         live = []
@@ -293,8 +299,14 @@ class Placement:
             idle.pop(lane, None)
 
     def _deepen(self, queue: Queue, now: float) -> None:
-        """Let agents hold tasks in advance, but for those for which room is being made."""
+        """Let agents hold tasks in advance, but for those for which room is being made.
+
+        None while more important ones wait: these would have to wait for those, and what may not be held in advance
+        would wait for ever.
+        """
         of, spared = queue.of, len(queue.reserved)
+        if any(each.ready and each.priority > queue.priority for each in of.queues.values()):
+            return
         while of.shallow and len(queue.ready) > spared:
             lane = next(iter(of.shallow))
             limit = _most_held(lane) if lane.worker.lives(lane.needs, now) else 0
@@ -608,12 +620,17 @@ class Placement:
         if _serves_before(lane.of, queue):
             return False
         first = next((task for task in lane.sent.values() if task.state is TaskState.SENT), None)
-        return first is None or (-first.priority, first.id) > queue.order
+        if first is None:
+            return True
+        last = next(reversed(lane.sent.values()))  # an older one, if it was given back and sent again
+        return min((-first.priority, first.id), (-last.priority, last.id)) > queue.order
 
     def _is_more_important(self, queue: Queue, worker: Worker) -> bool:
-        """Than something that runs on the worker."""
-        lowest = min((task.priority for lane in worker.lanes.values() for task in lane.sent.values()), default=None)
-        return lowest is not None and lowest < queue.priority
+        """Than something that runs on the worker, or would run at a place where nothing does."""
+        return any(
+            len(lane.sent) < lane.width or any(task.priority < queue.priority for task in lane.sent.values())
+            for lane in worker.lanes.values()
+        )
 
     def _unreserve(self, worker: Worker) -> None:
         if worker.reserved is not None:

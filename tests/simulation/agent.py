@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,6 +12,7 @@ from process import Process
 
 from executor.core.members import LEASE
 from worker_agent import codec, protocol
+from worker_agent.places import Ledger
 from worker_agent.session import NOTHING, AgentSession, Incoming
 
 if TYPE_CHECKING:
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 SESSION = "s"
 #: An environment that no agent can prepare.
 BAD_ENVIRONMENT = 9
+#: After these ends a process leaves by itself.
+_OUTCOMES = (protocol.VALUE, protocol.ERROR)
 
 
 class Crashed(Exception):
@@ -57,6 +61,11 @@ class Agent(Process):
         self.lanes: dict[int, Lane] = {}
         self.attempts: dict[int, Attempt] = {}
         self.running: set[Attempt] = set()
+        #: tasks that have ended, and whose processes have not
+        self.leaving: set[Attempt] = set()
+        self.ledger = Ledger(self.node.pools)
+        #: what the judge has seen in use, of which part of which pool
+        self.used: Counter[tuple[str, str]] = Counter()
         #: the attempts whose payloads come, by the number of the payload; None for those that are not wanted
         self._payloads: dict[int, Attempt | None] = {}
         #: what was asked back or killed, and may not start any more
@@ -73,7 +82,7 @@ class Agent(Process):
     def _hello(self, name: str) -> protocol.Hello:
         return protocol.Hello(
             launch=self.launch, process=self.process, name=name, host=str(self.node.number), pid=1, python="3",
-            slots=self.node.slots,
+            pools=self.node.pools,
         )  # fmt: skip
 
     def _moment(self) -> None:
@@ -141,23 +150,42 @@ class Agent(Process):
             self._handlers[type(order)](self, order)
             self._moment()
         self._start_ready()
-        self.world.judge.check_slots(self)
 
     def _on_welcome(self, order: protocol.Welcome) -> None:
         self.world.tell(self.name, f"is welcomed, epoch {order.epoch}")
 
     def _on_open(self, order: protocol.Open) -> None:
-        self.lanes[order.lane] = Lane(order.environment, order.width)
+        self.lanes[order.lane] = Lane(order, self.ledger, self._on_freed)
         if order.environment == BAD_ENVIRONMENT:
             self.session.report(protocol.Unprepared(order.environment, "no such thing"))
 
-    def _on_resize(self, order: protocol.Resize) -> None:
-        self.lanes[order.lane].width = order.width
+    def _on_give(self, order: protocol.Give) -> None:
+        lane = self.lanes[order.lane]
+        self.world.judge.check_given(self, lane, order.places)
+        lane.places.add(order.places)
+
+    def _on_take(self, order: protocol.Take) -> None:
+        lane = self.lanes[order.lane]
+        self.world.seen["Take", "busy" if lane.at else "idle"] += 1
+        lane.places.ask_back(order.count)
+
+    def _on_freed(self, lane: Lane, numbers: list[int]) -> None:
+        self.world.judge.check_freed(self, lane, numbers)
+        self.session.report(protocol.Freed(lane.number, numbers))
 
     def _on_close(self, order: protocol.Close) -> None:
-        lane = self.lanes.pop(order.lane)
-        if lane.running and lane.environment != BAD_ENVIRONMENT:
-            raise Violation("S5", f"{self.name} is told to close lane {order.lane}, in which tasks run")
+        lane = self.lanes[order.lane]
+        if lane.environment != BAD_ENVIRONMENT and (lane.queue or any(each.running for each in lane.at.values())):
+            raise Violation("S5", f"{self.name} is told to close lane {order.lane}, which has tasks")
+        self.world.seen["Close", "leaving" if lane.at else "idle"] += 1
+        lane.closing = True
+        self.close_if_idle(lane)
+
+    def close_if_idle(self, lane: Lane) -> None:
+        """A lane that is not needed goes when the last process has left."""
+        if lane.closing and not lane.at:
+            lane.places.close()
+            del self.lanes[lane.number]
 
     def _on_run(self, order: protocol.Run) -> None:
         known = self.attempts.get(order.task)
@@ -205,9 +233,7 @@ class Agent(Process):
     def _kill(self, attempt: Attempt, grace: float) -> None:
         if not attempt.running:
             self._forget(attempt)
-            self.session.report(
-                protocol.Finished(attempt.task, attempt.number, protocol.KILLED, self.name.encode())
-            )
+            self.session.report(protocol.Finished(attempt.task, attempt.number, protocol.KILLED, self.name.encode()))
         elif not attempt.doomed:
             attempt.doomed, attempt.end = True, protocol.KILLED
             self.world.later(grace, self.do, self._ended, attempt)
@@ -232,21 +258,28 @@ class Agent(Process):
     def _start_ready(self) -> None:
         for lane in self.lanes.values():
             if lane.queue and lane.environment != BAD_ENVIRONMENT:
-                while lane.running < lane.width and len(self.running) < self.node.slots:
-                    ready = next((attempt for attempt in lane.queue if not attempt.missing), None)
-                    if ready is None:
-                        break
-                    lane.queue.remove(ready)
-                    self._start(ready)
-        if self.stopping and not self.attempts and not self.running and self.session.epoch:
+                self._start_in(lane)
+        idle = not self.attempts and not self.running and not self.leaving
+        if self.stopping and idle and self.session.epoch:
             self._leave()
+
+    def _start_in(self, lane: Lane) -> None:
+        while True:
+            ready = next((attempt for attempt in lane.queue if not attempt.missing), None)
+            place = None if ready is None else lane.places.take()
+            if ready is None or place is None:
+                if ready is not None and lane.places._free:
+                    self.world.seen["a place is kept by who leaves"] += 1
+                return
+            lane.queue.remove(ready)
+            ready.place, lane.at[place.number] = place, ready
+            self._start(ready)
 
     def _start(self, attempt: Attempt) -> None:
         self._moment()
         world = self.world
         if (attempt.task, attempt.number) in self._barred:
             raise Violation("S4", f"attempt {attempt.number} starts after it was asked back or killed", attempt.task)
-        attempt.lane.running += 1
         attempt.running, attempt.since = True, self.time
         self.running.add(attempt)
         world.judge.started(attempt)
@@ -267,15 +300,41 @@ class Agent(Process):
         self._moment()
         self.world.judge.ended(attempt)
         self.running.discard(attempt)
-        attempt.lane.running -= 1
+        attempt.running = False
+        self.leaving.add(attempt)
         incoming = self.session.tick(self.time)  # before anything starts
         if incoming is NOTHING:
             self._finish(attempt)
             self._moment()
-            self._start_ready()
+            self._let_leave(attempt)
         else:
             self._obey(incoming)
         self._go_to_sleep()
+
+    def _let_leave(self, attempt: Attempt) -> None:
+        """Its process has exit functions, and threads."""
+        seconds = self.world.users.draw_leave() if attempt.end in _OUTCOMES and not attempt.doomed else 0.0
+        if seconds:
+            self.world.later(seconds, self.do, self._left, attempt)
+        else:
+            self._leave_place(attempt)
+
+    def _left(self, attempt: Attempt) -> None:
+        """A process has left, unless it was ended before."""
+        if attempt in self.leaving:
+            self._leave_place(attempt)
+            self._go_to_sleep()
+
+    def _leave_place(self, attempt: Attempt) -> None:
+        lane, place = attempt.lane, attempt.place
+        assert place is not None
+        self.leaving.discard(attempt)
+        self.world.judge.left(attempt)
+        del lane.at[place.number]
+        lane.places.release(place)
+        self.close_if_idle(lane)
+        if self.session.may_start(self.time):
+            self._start_ready()
 
     def _finish(self, attempt: Attempt) -> None:
         if self.attempts.get(attempt.task) is attempt:
@@ -325,7 +384,10 @@ class Agent(Process):
         self.world.tell(self.name, "is the new name after a fence")
         for attempt in self.running:  # a suspended machine may have begun them after its lease
             attempt.excused = attempt.excused or self.dazed
-        self.dying, self.warned, self.dazed = self.running, None, False
+        self.dying, self.warned, self.dazed = self.running | self.leaving, None, False
+        for lane in self.lanes.values():
+            lane.places.close()
+        self.world.judge.check_ledger(self)
         self._clear()
         if self.world.fault("endless kill") and not self.world.healed and self.dying and self.world.chance(0.3):
             self._give_up_on(self.dying)
@@ -380,7 +442,8 @@ class Agent(Process):
     _handlers: ClassVar[dict[type[Any], Callable[[Agent, Any], None]]] = {
         protocol.Welcome: _on_welcome,
         protocol.Open: _on_open,
-        protocol.Resize: _on_resize,
+        protocol.Give: _on_give,
+        protocol.Take: _on_take,
         protocol.Close: _on_close,
         protocol.Run: _on_run,
         protocol.Define: _on_piece,

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from agent import SESSION, Agent
+from books import check_books, check_places
 from process import Clock, Process
 
 from executor.core import effects
+from executor.core.dependents import CANCELLED, FAILED, OK, Condition
 from executor.core.members import LEASE, Member, Members
 from executor.core.model import Task, TaskState, WorkerId
 from executor.core.scheduler import Scheduler
@@ -55,6 +57,8 @@ class Hub(Process):
         self._numbers = count(1)
         self._payloads = count(1)
         self._made_up: list[tuple[WorkerId, protocol.Finished]] = []
+        #: how tasks have ended
+        self._ends: dict[int, str] = {}
         #: members that may have something to be sent
         self._touched: set[Member] = set()
 
@@ -77,6 +81,7 @@ class Hub(Process):
         """Time has passed: who is lost, what is to be sent (again), when to wake."""
         for member in self.members.silent(self.time):
             self._on_silent(member)
+        self._tick()
         self._flush(set(self.members))
         due = self.members.due()
         if due is not None:
@@ -84,12 +89,25 @@ class Hub(Process):
         if self.closing:
             self._close()
 
+    def _tick(self) -> None:
+        due = self.core.due()
+        if due is not None and due <= self.time:
+            self.perform(self.core.tick(self.time))
+
     def on_wake(self) -> None:
         """Perhaps what it slept for has been done meanwhile, with something else."""
         due = self.members.due()
         if due is None or due <= self.time:
             self.step()
         else:
+            self.sleep_until(due)
+            self._tick()
+            self._flush(self._touched)
+            self._sleep_for_core()
+
+    def _sleep_for_core(self) -> None:
+        due = self.core.due()
+        if due is not None:
             self.sleep_until(due)
 
     def _flush(self, members: set[Member]) -> None:
@@ -142,7 +160,7 @@ class Hub(Process):
             return
         if not self.closing or self.core.tasks:
             self.launch(ended.node)
-        self.perform(self.core.lost(ended.worker, "ended"))
+        self.perform(self.core.lost(ended.worker, "ended", self.time))
 
     def on_frame(self, data: bytes, route: int, agent: Agent, name: str, sent: float) -> None:
         """A frame of an agent has arrived, which was sent under this name at this time."""
@@ -173,7 +191,7 @@ class Hub(Process):
         self.world.judge.hear(member.link, len(frame.messages))
         if reports:
             self.world.judge.see_reports(reports)
-            self.perform(self.core.receive(member.worker, reports))
+            self.perform(self.core.receive(member.worker, reports, self.time))
             if member.hello.launch not in self.launches and any(type(each) is protocol.Bye for each in reports):
                 self._lose(member, "has left")
         return True
@@ -208,7 +226,7 @@ class Hub(Process):
             self.world.seen["joins: leased" if launch is None else "joins: local"] += 1
             self.world.tell("hub", f"registers {hello.name}, epoch {member.epoch}")
             self.world.network.send_down(route, welcome)
-            self.perform(self.core.joined(worker, hello.slots))
+            self.perform(self.core.joined(worker, hello.pools, self.time))
 
     def _refuse(self, hello: protocol.Hello, route: int, why: str) -> None:
         self.world.seen["refuses: " + why] += 1
@@ -228,7 +246,7 @@ class Hub(Process):
         self.world.seen["lost: " + why] += 1
         self.world.tell("hub", f"loses {member.hello.name}: it {why}")
         self._remove(member)
-        self.perform(self.core.lost(member.worker, why))
+        self.perform(self.core.lost(member.worker, why, self.time))
 
     def _remove(self, member: Member) -> None:
         self.members.remove(member)
@@ -241,18 +259,36 @@ class Hub(Process):
         if self.broken:
             for task in tasks:
                 self.world.judge.resolve(task.id, "broken")
+            return
+        self.perform(
+            self.core.submit([task for task in tasks if not self.world.judge.futures[task.id].after], self.time)
+        )
+        for task in tasks:
+            if after := self.world.judge.futures[task.id].after:
+                self._submit_after(task, after)
+
+    def _submit_after(self, task: Task, after: Iterable[Condition]) -> None:
+        """What has ended already decides at once."""
+        ended = [each for each in after if each.task in self._ends]
+        self.world.seen["waits for an ended one"] += len(ended)
+        unmet = next((each for each in ended if not each.allows(self._ends[each.task])), None)
+        if unmet is not None:
+            how = self._ends[task.id] = CANCELLED if self._ends[unmet.task] == CANCELLED else FAILED
+            self.world.judge.resolve(task.id, effects.Unmet(None, how))
+        elif waiting := [each for each in after if each.task not in self._ends]:
+            self.perform(self.core.submit_after(task, waiting, self.time))
         else:
-            self.perform(self.core.submit(tasks))
+            self.perform(self.core.submit([task], self.time))
 
     def cancel(self, task: int, asked: bool) -> None:
         """A future was cancelled, or (``asked``) waits for the answer to its wish."""
         if asked and task not in self.core.tasks:
             self.world.judge.answered(task)
-        self.perform(self.core.cancel(task))
+        self.perform(self.core.cancel(task, self.time))
 
     def kill(self, task: int, grace: float) -> None:
         """End a task."""
-        self.perform(self.core.kill(task, 15, grace))
+        self.perform(self.core.kill(task, 15, grace, self.time))
 
     # --- the end ------------------------------------------------------------------------------------------------------
 
@@ -316,9 +352,11 @@ class Hub(Process):
             made_up, self._made_up = self._made_up, []
             wanted = []
             for worker, report in made_up:
-                wanted += self.core.receive(worker, [report])
+                wanted += self.core.receive(worker, [report], self.time)
+        self._sleep_for_core()
         if self.world.checks:
-            self.core.check_invariants()
+            check_books(self.core)
+        self.world.judge.note_first()
 
     def send(self, worker: WorkerId, order: protocol.Order) -> None:
         """With the next frame."""
@@ -336,7 +374,8 @@ class Hub(Process):
             return
         future.claimed = True
         self.world.tell("hub", f"sends attempt {task.attempt} to {self.workers[effect.worker].hello.name}", task.id)
-        self.send_run(effect.worker, effect.lane, task, next(self._payloads))
+        self.world.judge.check_priority(effect.lane, task)
+        self.send_run(effect.worker, effect.lane.id, task, next(self._payloads))
 
     def send_run(self, worker: WorkerId, lane: int, task: Task, payload: int) -> None:
         """The order, and then the pieces of a large payload: so a recall finds the order before it."""
@@ -346,13 +385,17 @@ class Hub(Process):
             self.workers[worker].link.send_bulk(pieces(task, body))
 
     def _on_open(self, effect: effects.OpenLane) -> None:
-        self.send(effect.worker, protocol.Open(effect.lane, effect.environment, effect.width))
+        self.send(effect.worker, protocol.Open(effect.lane.id, effect.lane.of.environment))
 
-    def _on_resize(self, effect: effects.ResizeLane) -> None:
-        self.send(effect.worker, protocol.Resize(effect.lane, effect.width))
+    def _on_give(self, effect: effects.GivePlaces) -> None:
+        check_places(effect.lane.worker)
+        self.send(effect.worker, protocol.Give(effect.lane.id, effect.places))
+
+    def _on_take(self, effect: effects.TakePlaces) -> None:
+        self.send(effect.worker, protocol.Take(effect.lane.id, effect.count))
 
     def _on_close(self, effect: effects.CloseLane) -> None:
-        self.send(effect.worker, protocol.Close(effect.lane))
+        self.send(effect.worker, protocol.Close(effect.lane.id))
 
     def _on_recall(self, effect: effects.RecallTask) -> None:
         self.world.tell("hub", "asks for it back", effect.task.id)
@@ -366,6 +409,7 @@ class Hub(Process):
         pass
 
     def _on_resolve(self, effect: effects.Resolve) -> None:
+        self._ends[effect.task.id] = _how(effect.outcome)
         self.world.judge.resolve(effect.task.id, effect.outcome)
 
     def _on_requeue(self, effect: effects.Requeue) -> None:
@@ -377,12 +421,15 @@ class Hub(Process):
         self.world.seen["discarded"] += 1
 
     def _on_answer(self, effect: effects.Answer) -> None:
+        if effect.cancelled:
+            self._ends[effect.task.id] = CANCELLED
         self.world.judge.answer(effect.task.id, effect.cancelled)
 
     _performers: ClassVar[dict[type[Any], Callable[[Hub, Any], None]]] = {
         effects.Start: _on_start,
         effects.OpenLane: _on_open,
-        effects.ResizeLane: _on_resize,
+        effects.GivePlaces: _on_give,
+        effects.TakePlaces: _on_take,
         effects.CloseLane: _on_close,
         effects.RecallTask: _on_recall,
         effects.KillTask: _on_kill,
@@ -392,6 +439,12 @@ class Hub(Process):
         effects.Discard: _on_discard,
         effects.Answer: _on_answer,
     }
+
+
+def _how(outcome: object) -> str:
+    if isinstance(outcome, effects.Unmet):
+        return CANCELLED if outcome.how == CANCELLED else FAILED
+    return OK if isinstance(outcome, protocol.Finished) and outcome.end == protocol.VALUE else FAILED
 
 
 def pieces(task: Task, body: protocol.Call) -> Iterator[protocol.Define]:

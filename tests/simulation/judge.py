@@ -1,34 +1,47 @@
-"""What must hold: S1 to S10 at every event, L1 to L4 when all is over. It knows more than any of those it judges.
+"""What must hold: S1 to S12 at every event, L1 to L4 when all is over. It knows more than any of those it judges.
 
 ==== ================================================================================================================
 S1   A future ends once.
 S2   What completes a future comes from its current attempt, on the agent that has it.
 S3   Two attempts of a task do not run at a time, unless the earlier one's agent is stopped, or cannot end it.
 S4   An attempt starts at most once; never after it was asked back or killed, never without its payload.
-S5   No more tasks than slots.
+S5   No part of an agent is used by two tasks, nor given to two lanes, nor more of a sum than there is: neither there
+     nor in the hub's books. A place is given back when nothing is there any more. A task has what it needs.
 S6   No more bytes on the way than credit; what waits is bounded; frames do not make ever more frames.
+     No task is sent to and fro.
 S7   What is cancelled has no result.
 S8   An agent runs nothing after its lease and the time that a kill takes, nor after the hub has told it so.
 S9   A task with ``crash_limit=0`` starts once more only because it failed, and ``retries`` allow it.
 S10  On a good network a cancel is answered at once, not when its task ends.
+S11  A task starts only after all that it waits for have ended as they should, and is given up only if one has not.
+S12  On a good network nobody is started, for long, in the room of one who is more important and waits.
 L1   Each future has ended, each cancel is answered, no task is left.
 L2   Each agent is registered again.
 L3   Nothing runs; without a hub, no agent.
+L4   The books are right, and places that were asked back have been given back.
 ==== ================================================================================================================
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from books import check_books, excess, parts
+
+from executor.core import effects, placement
+from executor.core.dependents import AFTER_ANY, AFTER_OK, Condition
 from executor.core.members import LEASE, PATIENCE_PER_LEASE
-from executor.core.model import Task, WorkerId
+from executor.core.model import Lane as HubLane
+from executor.core.model import Task, TaskState, WorkerId
+from executor.core.needs import Needs
 from worker_agent import link, protocol
+from worker_agent.pools import Place, Share
 
 if TYPE_CHECKING:
     from agent import Agent
-    from attempt import Attempt
+    from attempt import Attempt, Lane
     from world import World
 
 #: Seconds that a clock of 1 % error makes of a lease.
@@ -39,6 +52,8 @@ ANSWER = 5.0
 #: In a second a message may arrive so many times, and so many more in all: for wires that lose, double and reorder.
 #: In all it is no measure: on a wire that reorders, what is on the way is sent again every two seconds.
 HEARD_FACTOR, HEARD_MORE = 6, 50
+#: A task is sent so often at most: it fails, agents are lost, and it is asked back for the sake of others.
+MOST_ATTEMPTS = 30
 
 
 class Violation(AssertionError):
@@ -52,10 +67,10 @@ class Violation(AssertionError):
 class Future:
     """What a user has: one end, once. The hub claims it when the task is sent."""
 
-    __slots__ = ("asked_at", "attempt", "claimed", "end", "most_starts", "starts", "task", "worker")
+    __slots__ = ("after", "asked_at", "attempt", "claimed", "end", "most_starts", "starts", "task", "worker")
 
-    def __init__(self, task: Task) -> None:
-        self.task = task
+    def __init__(self, task: Task, after: Sequence[Condition] = ()) -> None:
+        self.task, self.after = task, after
         self.end = ""  # "done", "failed", "cancelled"
         self.claimed = False
         #: when the first of the cancels was asked for that wait for their answer
@@ -64,7 +79,7 @@ class Future:
         self.worker: WorkerId | None = None
         self.starts = 0
         #: of a task that is to run at most once and again only after it failed
-        self.most_starts = 1 + task.retries if task.crash_limit == 0 else 10**9
+        self.most_starts = 1 + task.retries.exit + task.retries.timeout if task.crash_limit == 0 else 10**9
 
 
 class Judge:
@@ -80,11 +95,14 @@ class Judge:
         self.running: dict[int, list[Attempt]] = {}
         self._started: set[tuple[int, int]] = set()
         self._heard: Counter[tuple[link.Link, int]] = Counter()
+        #: the most important task that waits for room, and since when it is that
+        self._first: Task | None = None
+        self._first_since = 0.0
 
     # --- agents -------------------------------------------------------------------------------------------------------
 
     def started(self, attempt: Attempt) -> None:
-        """S3, S4, S9."""
+        """S3, S4, S5, S9, S11."""
         task, agent = attempt.task, attempt.agent
         self.world.tell(agent.name, f"starts attempt {attempt.number}", task)
         if (task, attempt.number) in self._started:
@@ -104,6 +122,10 @@ class Judge:
         future.starts += 1
         if future.starts > future.most_starts:
             raise Violation("S9", f"crash_limit=0, retries={future.task.retries}: starts once more", task)
+        self._check_place(attempt, future.task)
+        for condition in future.after:
+            if not self._is_met(condition):
+                raise Violation("S11", f"starts, and {condition.task} was to be {condition.kind}", task)
 
     def ended(self, attempt: Attempt) -> None:
         """It does not run any more, which may be known."""
@@ -111,11 +133,69 @@ class Judge:
         if attempt in running:
             running.remove(attempt)
 
-    def check_slots(self, agent: Agent) -> None:
-        """S5, in what runs and in what was promised to lanes."""
-        slots, widths = agent.node.slots, sum(lane.width for lane in agent.lanes.values())
-        if widths > slots or len(agent.running) > slots:
-            raise Violation("S5", f"{agent.name} has {slots} slots, runs {len(agent.running)}, lanes have {widths}")
+    # --- places -------------------------------------------------------------------------------------------------------
+
+    def _check_place(self, attempt: Attempt, task: Task) -> None:
+        """S5: nobody else has it, and it is what the task needs."""
+        agent, place = attempt.agent, attempt.place
+        assert place is not None
+        whole = agent.node.sizes
+        for part, amount in parts(place.shares):
+            agent.used[part] += amount
+            if agent.used[part] > whole.get(part, 0):
+                raise Violation("S5", f"{agent.name}: {agent.used[part]} of {' '.join(part)} are in use", task.id)
+        if not any(covers(place.shares, needs) for needs in task.variants):
+            raise Violation("S5", f"{agent.name} starts it with {place.shares}, and it needs {task.variants}", task.id)
+
+    def left(self, attempt: Attempt) -> None:
+        """Its process is not there any more."""
+        assert attempt.place is not None
+        for part, amount in parts(attempt.place.shares):
+            attempt.agent.used[part] -= amount
+
+    def check_given(self, agent: Agent, lane: Lane, places: Sequence[Place]) -> None:
+        """S5: the hub gives an agent places that no other lane has which it has not closed."""
+        had = [place for each in agent.lanes.values() if not each.closing for place in each.places._all.values()]
+        if {place.number for place in places} & set(lane.places._all):
+            raise Violation("S5", f"{agent.name} is given places of lane {lane.number} that it has")
+        if trouble := excess([share for place in [*had, *places] for share in place.shares], agent.node.sizes):
+            raise Violation("S5", f"{agent.name} is given {trouble}")
+
+    def check_freed(self, agent: Agent, lane: Lane, numbers: Sequence[int]) -> None:
+        """S5: an agent gives back what nothing runs at."""
+        for number in numbers:
+            if (there := lane.at.get(number)) is not None:
+                raise Violation("S5", f"{agent.name} gives place {number} back, where something is", there.task)
+
+    def check_ledger(self, agent: Agent) -> None:
+        """S5: all lanes of an agent are closed."""
+        if any(agent.ledger._used.values()):
+            raise Violation("S5", f"{agent.name} has no lanes, and in its ledger {agent.ledger._used} are in use")
+
+    def note_first(self) -> None:
+        """Who is the first in the line."""
+        if not (self.world.calm and len(self.world.demands.priorities) > 1):
+            return
+        ready = (task for task in self.world.hub.core.tasks.values() if task.state is TaskState.READY)
+        first = min(ready, key=lambda task: (-task.priority, task.id), default=None)
+        if first is not self._first:
+            self._first, self._first_since = first, self.world.now
+
+    def check_priority(self, lane: HubLane, task: Task) -> None:
+        """S6, S12: a task is sent to a lane in whose places the first one would have room."""
+        if task.attempt > MOST_ATTEMPTS:
+            raise Violation("S6", f"is sent to and fro, for the {task.attempt}th time", task.id)
+        first, users = self._first, self.world.users
+        if first is None or first.state is not TaskState.READY or task.priority >= first.priority:
+            return
+        waited = self.world.now - self._first_since
+        if waited < users.longest + users.longest_leave + placement.PATIENCE + placement.LOOK_AGAIN + ANSWER:
+            return
+        if any(covers(shares, needs) for needs in first.variants for shares in lane.places.values()):
+            text = f"waits for {waited:.3f} s, and {task.id} is sent, with priority {task.priority}"
+            raise Violation("S12", text, first.id)
+
+    # --- leases -------------------------------------------------------------------------------------------------------
 
     def check_lease(self, agent: Agent) -> None:
         """S8."""
@@ -164,7 +244,7 @@ class Judge:
     # --- futures ------------------------------------------------------------------------------------------------------
 
     def resolve(self, number: int, outcome: Any) -> None:
-        """S1, S2, S7."""
+        """S1, S2, S7, S11."""
         future = self.futures[number]
         self.world.tell("hub", f"resolves: {outcome!r:.60}", number)
         finished = type(outcome) is protocol.Finished
@@ -177,8 +257,19 @@ class Judge:
             raise Violation("S7" if future.end == "cancelled" else "S1", f"was {future.end}, and ends again", number)
         if finished and outcome.body:
             self._check_owner(future, outcome)
+        if type(outcome) is effects.Unmet:
+            self.world.seen["given up for another"] += 1
+            if not any(self._is_missed(condition) for condition in future.after):
+                raise Violation("S11", "is given up, though all that it waits for may still end as they should", number)
         good = finished and outcome.end in (protocol.VALUE, protocol.COMPLETED)
         self.finish(future, "done" if good else "failed")
+
+    def _is_met(self, condition: Condition) -> bool:
+        end = self.futures[condition.task].end
+        return bool(end) and (condition.kind == AFTER_ANY or (end == "done") == (condition.kind == AFTER_OK))
+
+    def _is_missed(self, condition: Condition) -> bool:
+        return bool(self.futures[condition.task].end) and not self._is_met(condition)
 
     def _check_owner(self, future: Future, outcome: protocol.Finished) -> None:
         member = self.world.hub.workers.get(future.worker) if future.worker is not None else None
@@ -230,6 +321,8 @@ class Judge:
             return False
         if any(self.running.values()):
             return False
+        if not over and self._owed():
+            return False
         if over:
             return not any(node.agent is not None and node.agent.alive for node in self.world.nodes)
         return not self._unregistered()
@@ -248,8 +341,14 @@ class Judge:
                     missing.append(node.number)
         return missing
 
+    def _owed(self) -> int:
+        """Places that were asked back and not given back, of all agents."""
+        core = self.world.hub.core
+        lanes = [lane for worker in core.workers.values() for lane in worker.lanes.values()]
+        return sum(len(lane.places) - lane.width for lane in lanes)
+
     def check_end(self) -> None:
-        """L1 to L3."""
+        """L1 to L4."""
         hub = self.world.hub
         for task, running in self.running.items():
             if running:
@@ -263,6 +362,7 @@ class Judge:
         if not self.world.client_has_died:
             self._check_futures()
         self._check_storms()
+        self._check_books()
 
     def _check_futures(self) -> None:
         for future in self.futures.values():
@@ -279,8 +379,27 @@ class Judge:
             raise Violation("L1", f"{len(self.futures)} tasks, but {dict(ends)}")
         self.world.seen.update({"task " + end: number for end, number in ends.items()})
 
+    def _check_books(self) -> None:
+        if self.world.hub.over:
+            return
+        check_books(self.world.hub.core)
+        if self._owed():
+            raise Violation("L4", f"{self._owed()} places are asked back, and never given back")
+
     def _check_storms(self) -> None:
         for (side, second), heard in self._heard.items():
             if heard > HEARD_FACTOR * side._received + HEARD_MORE:
                 what = f"{heard} messages came in second {second}; in all there were {side._received} different ones"
                 raise Violation("S6", what)
+
+
+def covers(shares: Sequence[Share], needs: Needs) -> bool:
+    """Whether who has these shares has what is needed, by one way to run a task."""
+    left = list(shares)
+    for need in needs.needs:
+        enough = (each for each in left if each.name.startswith(need.name) and each.amount >= (need.amount or 1))
+        found = next(enough, None)
+        if found is None:
+            return False
+        left.remove(found)
+    return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from agent import Agent
+from books import sizes
 from network import Wire
 from process import Clock
 
@@ -20,7 +21,8 @@ class Node:
 
     def __init__(self, world: World, number: int, local: bool) -> None:
         self.world, self.number, self.local = world, number, local
-        self.slots = world.rng.randint(1, 4)
+        self.pools = world.demands.draw_pools()
+        self.sizes = sizes(self.pools)
         self.up, self.down = Wire(), Wire()
         drifts = world.fault("drift")
         self.clock = Clock(world.rng.uniform(0.0, 1e5), world.rng.uniform(0.99, 1.01)) if drifts else Clock()

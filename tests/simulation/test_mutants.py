@@ -12,11 +12,14 @@ from hub import Hub, pieces
 from world import World
 
 from executor.core import effects, members
+from executor.core.dependents import FAILED, Condition, Dependents
 from executor.core.members import Members
-from executor.core.model import TaskState
+from executor.core.model import TaskState, prefetch
+from executor.core.placement import Placement
 from executor.core.scheduler import Scheduler
 from worker_agent import link, protocol
 from worker_agent.link import Link
+from worker_agent.places import Ledger, Places
 from worker_agent.session import NOTHING, AgentSession, Incoming
 
 #: Seeds within which a defect must be found.
@@ -24,10 +27,12 @@ LIMIT = 10_000
 
 #: Where the search begins for those that are rare, so that it is soon over: any seeds are as good as any others.
 FIRST = {
-    "no_fence": 3485, "late_hellos_count": 2255, "no_attempt_check": 1730, "any_welcome_will_do": 1050,
-    "a_recall_is_refused_without_an_answer": 880, "lease_longer_than_patience": 510, "a_frame_storm": 125,
-    "what_must_not_start_twice_waits_in_queues": 405, "no_epoch_check_in_the_agent": 230,
-    "no_epoch_check_in_the_hub": 185,
+    "no_attempt_check": 1350, "no_epoch_check_in_the_hub": 1620, "no_epoch_check_in_the_agent": 650, "no_fence": 1030,
+    "lease_longer_than_patience": 630, "lease_from_the_arrival": 470, "no_look_at_the_lease_when_a_frame_comes": 590,
+    "what_must_not_start_twice_waits_in_queues": 510, "a_recall_is_refused_without_an_answer": 640,
+    "a_lane_goes_on_though_somebody_more_important_waits": 7060, "an_older_task_is_asked_back_for_a_younger_one": 620,
+    "no_room_is_made_for_who_needs_any_of_a_family": 8240, "a_reservation_stays_when_its_task_is_cancelled": 390,
+    "the_unimportant_is_held_in_advance": 380, "late_hellos_count": 14_100, "any_welcome_will_do": 20_780,
 }  # fmt: skip
 
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -70,6 +75,8 @@ def no_attempt_check(patch: pytest.MonkeyPatch) -> None:
         task = self.tasks.get(getattr(report, "task", 0))
         if type(report) is protocol.Unprepared:
             self._on_unprepared(report)
+        elif type(report) is protocol.Freed:
+            self._placement.freed(worker, report.lane, report.places)
         elif task is not None and task.lane is not None and type(report) in self._handlers:
             self._handlers[type(report)](self, task, report)
 
@@ -84,7 +91,7 @@ def double_resolve(patch: pytest.MonkeyPatch) -> None:
         self._do(effects.Resolve(task, outcome))
         if task.state is not TaskState.READY:
             self._do(effects.Resolve(task, outcome))
-        self._end(task)
+        self._end(task, FAILED)
 
     patch.setattr(Scheduler, "_resolve", resolve)
 
@@ -100,11 +107,10 @@ def forgotten_recall_answer(patch: pytest.MonkeyPatch) -> None:
 def a_lost_agent_s_tasks_are_forgotten(patch: pytest.MonkeyPatch) -> None:
     """An agent is lost and its tasks with it."""
 
-    def lost(self: Scheduler, worker_id: Any, reason: str) -> list[Any]:
-        worker = self.workers.pop(worker_id)
-        for lane in worker.lanes.values():
-            lane.of.lanes.remove(lane)
-        return self._assign()
+    def lost(self: Scheduler, worker_id: Any, reason: str, now: float) -> list[Any]:
+        if worker_id in self.workers:
+            self._placement.leave(self.workers[worker_id])
+        return self._assign(now)
 
     patch.setattr(Scheduler, "lost", lost)
 
@@ -113,14 +119,250 @@ def a_lost_agent_s_tasks_are_forgotten(patch: pytest.MonkeyPatch) -> None:
 def what_must_not_start_twice_waits_in_queues(patch: pytest.MonkeyPatch) -> None:
     """A task with crash_limit=0 is sent in advance."""
 
-    def fill(self: Scheduler, lane: Any, limit: int) -> None:
-        ready = lane.of.ready
-        while ready and len(lane.sent) < limit:
-            task = ready.popleft()
+    def fill(self: Placement, lane: Any, limit: int, queue: Any) -> None:
+        while queue.ready and len(lane.sent) < limit:
+            task = queue.ready.popleft()
             if task.state is TaskState.READY:
                 self._send(lane, task)
 
-    patch.setattr(Scheduler, "_fill", fill)
+    patch.setattr(Placement, "_fill", fill)
+
+
+# ---- places
+
+
+@mutant
+def a_place_is_given_back_while_something_runs_there(patch: pytest.MonkeyPatch) -> None:
+    """The agent gives a place back at once, whatever is there."""
+
+    def give_back(self: Places) -> None:
+        numbers = list(self._all)[-self._asked_back :] if self._asked_back else []
+        for number in numbers:
+            self._free.pop(number, None)
+            del self._all[number]
+        self._asked_back -= len(numbers)
+        if numbers:
+            self._on_freed(numbers)
+
+    patch.setattr(Places, "_give_back", give_back)
+
+
+@mutant
+def what_is_asked_back_is_kept(patch: pytest.MonkeyPatch) -> None:
+    """The agent gives places back that are free at that moment, and no others."""
+    original = Places.ask_back
+
+    def ask_back(self: Places, count: int) -> None:
+        original(self, count)
+        self._asked_back = 0
+
+    patch.setattr(Places, "ask_back", ask_back)
+
+
+@mutant
+def nobody_looks_into_the_ledger(patch: pytest.MonkeyPatch) -> None:
+    """A task starts in a place of which a process that is leaving has still a part."""
+
+    def take(self: Ledger, place: Any) -> bool:
+        for part, amount in self._parts(place):
+            self._used[part] = self._used.get(part, 0) + amount
+        return True
+
+    patch.setattr(Ledger, "take", take)
+
+
+@mutant
+def a_closed_lane_is_gone_at_once(patch: pytest.MonkeyPatch) -> None:
+    """The agent takes the places of a lane for free though processes are still leaving."""
+
+    def close(self: Agent, lane: Any) -> None:
+        if lane.closing:
+            lane.places.close()
+            self.lanes.pop(lane.number, None)
+
+    patch.setattr(Agent, "close_if_idle", close)
+
+
+@mutant
+def the_hub_does_not_wait_for_places_to_be_free(patch: pytest.MonkeyPatch) -> None:
+    """What it asks back is somebody else's at once."""
+    original = Placement._take_places
+
+    def take_places(self: Placement, lane: Any, number: int) -> None:
+        original(self, lane, number)
+        self.freed(lane.worker, lane.id, list(lane.places)[-number:])
+
+    patch.setattr(Placement, "_take_places", take_places)
+
+
+@mutant
+def freed_places_count_twice(patch: pytest.MonkeyPatch) -> None:
+    """What was given back is free, and free once more."""
+    original = Placement.freed
+
+    def freed(self: Placement, worker: Any, lane_id: Any, numbers: Any) -> None:
+        lane = worker.lanes.get(lane_id)
+        shares = [lane.places[number] for number in numbers if number in lane.places] if lane else []
+        original(self, worker, lane_id, numbers)
+        for each in shares:
+            worker.free.release(each)
+
+    patch.setattr(Placement, "freed", freed)
+
+
+@mutant
+def each_freed_place_frees_another(patch: pytest.MonkeyPatch) -> None:
+    """The hub counts how many places it got back, and takes more of those that it waits for."""
+    original = Placement.freed
+
+    def freed(self: Placement, worker: Any, lane_id: Any, numbers: Any) -> None:
+        lane = worker.lanes.get(lane_id)
+        others = [number for number in lane.places if number not in numbers] if lane else []
+        original(self, worker, lane_id, [*numbers, *others[: len(numbers)]])
+
+    patch.setattr(Placement, "freed", freed)
+
+
+@mutant
+def a_lane_with_tasks_is_closed(patch: pytest.MonkeyPatch) -> None:
+    """What it has is claimed for others while its tasks run."""
+
+    def reclaim(self: Placement, worker: Any, needs: Any) -> bool:
+        for lane in list(worker.lanes.values()):
+            if not lane.of.has_ready and len(lane.sent) < len(lane.places):
+                self._close(lane)
+        return bool(worker.free.fits(needs))
+
+    patch.setattr(Placement, "_reclaim", reclaim)
+
+
+@mutant
+def a_reservation_stays(patch: pytest.MonkeyPatch) -> None:
+    """A worker is kept for a class that has been served."""
+    patch.setattr(Placement, "_unreserve", lambda self, worker: None)
+
+
+@mutant
+def a_reservation_stays_when_its_task_is_cancelled(patch: pytest.MonkeyPatch) -> None:
+    """A worker is kept for a task that does not wait any more, until something happens."""
+    patch.setattr(Placement, "drop", lambda self, task: None)
+
+
+@mutant
+def a_worker_that_has_changed_again_is_not_looked_at(patch: pytest.MonkeyPatch) -> None:
+    """It is known to have changed; that somebody has looked at it since is forgotten."""
+
+    def note(self: Placement, worker: Any) -> None:
+        self._look = True
+        if not self._changes or self._changes[-1] is not worker:
+            self._changes.append(worker)
+
+    patch.setattr(Placement, "_note", note)
+
+
+@mutant
+def an_older_task_is_asked_back_for_a_younger_one(patch: pytest.MonkeyPatch) -> None:
+    """It was sent after others that are younger still; when it is back, it goes there again."""
+
+    def comes_after(self: Placement, lane: Any, queue: Any) -> bool:
+        if lane.of is queue.of or lane.worker.lent is not None:
+            return False
+        first = next((task for task in lane.sent.values() if task.state is TaskState.SENT), None)
+        return first is None or (-first.priority, first.id) > queue.order
+
+    patch.setattr(Placement, "_comes_after", comes_after)
+
+
+# ---- priorities, and what waits for others
+
+
+@mutant
+def priorities_are_ignored(patch: pytest.MonkeyPatch) -> None:
+    """The older first, however important."""
+    original = Placement.add
+
+    def add(self: Placement, task: Any, *, first: bool = False) -> None:
+        priority, task.priority = task.priority, 0
+        original(self, task, first=first)
+        task.priority = priority
+
+    patch.setattr(Placement, "add", add)
+
+
+@mutant
+def a_lane_goes_on_though_somebody_more_important_waits(patch: pytest.MonkeyPatch) -> None:
+    """When its important tasks have ended, the others of its class take their places."""
+    patch.setattr(Placement, "_yields", lambda self, queue: False)
+
+
+@mutant
+def no_room_is_made_for_who_needs_any_of_a_family(patch: pytest.MonkeyPatch) -> None:
+    """Who needs ``gpus`` is not known to wait for ``gpus/nvidia``."""
+    patch.setattr("executor.core.placement._serves", lambda pool, need: pool == need)
+
+
+@mutant
+def the_unimportant_is_held_in_advance(patch: pytest.MonkeyPatch) -> None:
+    """And goes before what is more important, but may not be held in advance."""
+
+    def deepen(self: Placement, queue: Any) -> None:
+        of = queue.of
+        for lane in list(of.shallow):
+            self._fill(lane, lane.width + prefetch(of.duration, lane.width), queue)
+            if len(lane.sent) > lane.width:
+                of.deep[lane] = self._deep[of] = None
+
+    patch.setattr(Placement, "_deepen", deepen)
+
+
+@mutant
+def dependents_are_decided_twice(patch: pytest.MonkeyPatch) -> None:
+    """A task that waits for others is given two decisions."""
+    original = Dependents.ended
+
+    def ended(self: Dependents, task: int, how: str) -> Any:
+        for decided in original(self, task, how):
+            yield decided
+            yield decided
+
+    patch.setattr(Dependents, "ended", ended)
+
+
+@mutant
+def the_last_dependent_is_forgotten(patch: pytest.MonkeyPatch) -> None:
+    """One of the tasks that wait for another never hears of its end."""
+    original = Dependents.ended
+    patch.setattr(Dependents, "ended", lambda self, task, how: iter(list(original(self, task, how))[:-1]))
+
+
+@mutant
+def a_task_starts_after_the_first_of_those_that_it_waits_for(patch: pytest.MonkeyPatch) -> None:
+    """The others may still run."""
+    original = Dependents.add
+    patch.setattr(Dependents, "add", lambda self, task, after: original(self, task, list(after)[:1]))
+
+
+@mutant
+def how_a_task_has_ended_does_not_matter(patch: pytest.MonkeyPatch) -> None:
+    """What waits for another to succeed starts after it has failed."""
+    patch.setattr(Condition, "allows", lambda self, how: True)
+
+
+@mutant
+def who_is_given_up_gives_up_nobody(patch: pytest.MonkeyPatch) -> None:
+    """In a chain of tasks only the first that waits for one that failed hears of it."""
+
+    def decide(self: Scheduler, ended: int, how: str, first: Any) -> None:
+        for task, may_start in list(self._dependents.ended(ended, how)):
+            if may_start:
+                task.move(TaskState.READY)
+                self._ready(task)
+            else:
+                task.move(TaskState.DONE)
+                del self.tasks[task.id]
+                self._do(effects.Resolve(task, effects.Unmet(first, how)))
+
+    patch.setattr(Scheduler, "_decide", decide)
 
 
 # ---- registration

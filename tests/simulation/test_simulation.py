@@ -34,7 +34,9 @@ OFTEN = [
     ("Started", "sent"), ("Started", "gone"), ("Output", "sent"), ("Output", "running"), ("Output", "gone"),
     ("Finished", "sent"), ("Finished", "running"), ("Finished", "gone"),
     ("Recalled", "sent"), ("Recalled", "running"), ("Recalled", "later"), ("Recalled", "gone"),
-    ("Bye", "any"), ("Unprepared", "any"),
+    ("Bye", "any"), ("Unprepared", "any"), ("Freed", "any"),
+    ("Take", "idle"), ("Take", "busy"), ("Close", "idle"), ("Close", "leaving"),
+    "given up for another", "waits for an ended one", "a place is kept by who leaves",
     ("Recall", "incomplete"), ("Recall", "queued"), ("Recall", "running"), ("Recall", "gone"),
     ("Kill", "queued"), ("Kill", "running"), ("Kill", "gone"), ("Stop", "idle"), ("Stop", "busy"),
 ]  # fmt: skip

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from agent import Crashed
 from attempt import Attempt
+from demands import Demands
 from faults import DISTURBING, FAULTS, Faults
 from hub import Hub
 from judge import PATIENCE, Judge, Violation
@@ -24,7 +25,7 @@ from network import LATEST, SLOWEST, Network
 from node import Node
 from users import Users
 
-from executor.core import members
+from executor.core import members, placement
 from worker_agent import link
 
 #: Simulated seconds, beyond the work that there is, after which all must have ended once the faults are over.
@@ -63,6 +64,7 @@ class World:
     def _make(self) -> None:
         self.judge = Judge(self)
         self.network = Network(self)
+        self.demands = Demands(self)
         self.users = Users(self)
         self.hub = Hub(self)
         locals_ = self.pick((0, 0, 0, 0, 1, 2, 8))
@@ -104,7 +106,9 @@ class World:
     def run(self) -> None:
         """Until all is over."""
         saved = link.WINDOW, link.BULK_WINDOW, link.FRAME_BYTES, link.FRAME_MESSAGES, members.BEATS_PER_LEASE
+        look_again = placement.LOOK_AGAIN
         members.BEATS_PER_LEASE = self.pick((2, 2, 3, 6))  # the fewer they are, the more a lost one matters
+        placement.LOOK_AGAIN = self.pick((0.3, 3.0, 30.0))  # the more often, the fewer seeds in a second
         if self.fault("small window"):
             link.WINDOW, link.FRAME_MESSAGES = self.pick(((300, 2), (2000, 3), (20000, 1)))
             link.BULK_WINDOW, link.FRAME_BYTES = link.WINDOW // 4, link.WINDOW // 2
@@ -112,6 +116,7 @@ class World:
             self._run()
         finally:
             link.WINDOW, link.BULK_WINDOW, link.FRAME_BYTES, link.FRAME_MESSAGES, members.BEATS_PER_LEASE = saved
+            placement.LOOK_AGAIN = look_again
         self.judge.check_end()
 
     def _run(self) -> None:
