@@ -222,6 +222,8 @@ class Interpreters:
 
     def _on_exited(self, exited: channel.Exited) -> None:
         """The template reaped one; what it had reported before that comes first."""
+        if self._closed:
+            return  # an agent that has failed would take what it has not heard for an end without a result
         self.mailbox.look()
         self.on_exit(exited.pid, exited.status, protocol.Usage(exited.user, exited.system, exited.max_rss))
 
