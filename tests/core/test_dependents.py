@@ -10,6 +10,7 @@ from dialogue import L1, W1, Cluster, finished, opened, recalled, started_tasks
 from executor.core.dependents import AFTER_ANY, AFTER_NOT_OK, AFTER_OK, CANCELLED, FAILED, OK, Condition
 from executor.core.effects import Answer, RecallTask, Refused, Requeue, Resolve, Start, Unmet
 from executor.core.model import TaskState
+from executor.core.retries import Retries
 from worker_agent.protocol import COMPLETED, ERROR, KILLED, VALUE, Finished, Unprepared
 
 LONG = 10_000
@@ -92,7 +93,7 @@ def test_a_status_other_than_zero_is_a_failure_if_it_is_checked(cluster: Cluster
 
 
 def test_a_failure_that_is_tried_again_is_no_end(cluster: Cluster) -> None:
-    (first,) = cluster.start(1, slots=1, retries=1)
+    (first,) = cluster.start(1, slots=1, retries=Retries(exit=1))
     (other,) = cluster.tasks(1)
     assert cluster.submit_after(other, Condition(first.id)) == []
     assert cluster.report(W1, finished(first, ERROR)) == [Requeue(first), Start(W1, L1, first)]

@@ -40,6 +40,7 @@ from executor.core.effects import (
 from executor.core.model import Lane, LaneId, Task, TaskState
 from executor.core.needs import Need, Needs
 from executor.core.placement import LOOK_AGAIN, PATIENCE
+from executor.core.retries import Retries
 from worker_agent.pools import UNIT, Pool
 from worker_agent.protocol import ERROR, KILLED, RETURNED, VALUE, Finished, Leaving
 
@@ -643,7 +644,7 @@ def test_the_outcome_counts_if_the_task_ended_before_it_could_be_killed(cluster:
 
 def test_a_kill_of_the_user_s_is_one_though_a_node_was_lost_before(cluster: Cluster) -> None:
     task = pair(cluster)
-    task.retries = 1
+    task.retries = Retries(exit=1)
     assert cluster.lose(W2) == [TakePlaces(W1, L1, 1), KillTask(W1, task, 9, 0.0)]
     assert cluster.report(W1, finished(task, ERROR)) == [Requeue(task)]
     assert started_tasks(cluster.join(W3, 2)) == [task]

@@ -19,6 +19,7 @@ from executor.core import effects
 from executor.core.dependents import AFTER_ANY, AFTER_NOT_OK, AFTER_OK, Condition
 from executor.core.model import ONE_CPU_EACH, Task, Variants
 from executor.core.needs import Need, Needs
+from executor.core.retries import NO_RETRIES, Retries
 from worker_agent.pools import UNIT, Place, Pool
 
 MEMORY = Pool("memory", size=8 * UNIT)
@@ -73,7 +74,7 @@ class Cluster(Machine):
         variants=st.sampled_from(NEEDS),
         priority=st.sampled_from([0, 0, 0, 1, 5]),
         crash_limit=st.sampled_from([0, 1, 5, 5, 5]),
-        retries=st.integers(0, 1),
+        retries=st.sampled_from([NO_RETRIES, Retries(exit=1, timeout=1, start=1)]),
     )
     def submit(self, number: int, environment: int, variants: Variants, priority: int, **options: int) -> None:
         self.submit_all([self.new(environment, variants, priority, **options) for _ in range(number)])

@@ -56,6 +56,7 @@ from executor.core.model import (
     WorkerId,
     prefetch,
 )
+from executor.core.retries import Retries
 from executor.core.scheduler import Scheduler
 from worker_agent.protocol import (
     COMPLETED,
@@ -452,7 +453,7 @@ def test_a_report_of_another_attempt_is_ignored(cluster: Cluster, attempt: int) 
 
 
 def test_a_late_report_of_an_earlier_attempt_is_ignored(cluster: Cluster) -> None:
-    (task,) = cluster.start(1, slots=1, retries=1)
+    (task,) = cluster.start(1, slots=1, retries=Retries(exit=1, timeout=1, oom=1, start=1))
     assert cluster.report(W1, finished(task, ERROR)) == [Requeue(task), Start(W1, L1, task)]
     assert task.attempt == 2
     assert cluster.report(W1, started(task, 1), finished(task, attempt=1)) == []
@@ -496,7 +497,7 @@ def test_reports_about_the_agent_itself_are_not_the_scheduler_s_affair(cluster: 
 
 
 def test_what_a_late_end_brings_is_discarded(cluster: Cluster) -> None:
-    (task,) = cluster.start(1, slots=1, retries=1)
+    (task,) = cluster.start(1, slots=1, retries=Retries(exit=1, timeout=1, oom=1, start=1))
     assert cluster.report(W1, finished(task, ERROR)) == [Requeue(task), Start(W1, L1, task)]
     late = finished(task, attempt=1, body=b"late")
     assert cluster.report(W1, late) == [Discard(late)]
@@ -539,7 +540,7 @@ def test_what_an_end_brings_of_a_refused_task_is_discarded(cluster: Cluster) -> 
 
 @pytest.mark.parametrize("end", [ERROR, EXITED, TIMED_OUT, NOT_STARTED])
 def test_what_a_failure_brings_that_is_tried_again_is_discarded(cluster: Cluster, end: str) -> None:
-    (task,) = cluster.start(1, slots=1, retries=1)
+    (task,) = cluster.start(1, slots=1, retries=Retries(exit=1, timeout=1, oom=1, start=1))
     failure = finished(task, end, body=b"boom")
     assert cluster.report(W1, failure) == [Discard(failure), Requeue(task), Start(W1, L1, task)]
     last = finished(task, end, body=b"boom again")
@@ -547,7 +548,7 @@ def test_what_a_failure_brings_that_is_tried_again_is_discarded(cluster: Cluster
 
 
 def test_a_value_is_not_discarded(cluster: Cluster) -> None:
-    (task,) = cluster.start(1, slots=1, retries=1)
+    (task,) = cluster.start(1, slots=1, retries=Retries(exit=1, timeout=1, oom=1, start=1))
     end = finished(task, body=b"value")
     assert cluster.report(W1, end) == [Resolve(task, end)]
 
@@ -684,7 +685,7 @@ def test_an_attempt_that_was_lost_before_it_started_is_not_counted(cluster: Clus
 
 
 def test_a_task_is_requeued_once_for_each_time_that_it_waits_again(cluster: Cluster) -> None:
-    (task,) = cluster.tasks(1, retries=1)
+    (task,) = cluster.tasks(1, retries=Retries(exit=1, timeout=1, oom=1, start=1))
     wanted = [cluster.submit(task), cluster.join(W1, 1)]
     wanted.append(cluster.report(W1, started(task), finished(task, ERROR, body=b"boom")))
     wanted.append(cluster.report(W1, finished(task, LOST, body=b"vanished")))
@@ -700,7 +701,7 @@ def test_a_task_is_requeued_once_for_each_time_that_it_waits_again(cluster: Clus
 
 @pytest.mark.parametrize("end", [ERROR, EXITED, TIMED_OUT, NOT_STARTED])
 def test_a_task_that_failed_is_tried_again_as_often_as_the_user_said(cluster: Cluster, end: str) -> None:
-    (task,) = cluster.start(1, slots=1, retries=2)
+    (task,) = cluster.start(1, slots=1, retries=Retries(exit=2, timeout=2, oom=2, start=2))
     for attempt in (1, 2):
         assert task.attempt == attempt
         cluster.begin(W1, task)
@@ -711,7 +712,7 @@ def test_a_task_that_failed_is_tried_again_as_often_as_the_user_said(cluster: Cl
 
 
 def test_a_program_that_ended_with_a_status_is_tried_again_unless_that_is_zero(cluster: Cluster) -> None:
-    (task,) = cluster.start(1, slots=1, retries=3)
+    (task,) = cluster.start(1, slots=1, retries=Retries(exit=3, timeout=3, oom=3, start=3))
     for status in (1, -11):
         end = finished(task, COMPLETED, returncode=status)
         assert cluster.report(W1, end) == [Requeue(task), Start(W1, L1, task)]
@@ -721,15 +722,15 @@ def test_a_program_that_ended_with_a_status_is_tried_again_unless_that_is_zero(c
 
 @pytest.mark.parametrize("status", [0, 1, -11])
 def test_a_program_whose_status_is_not_checked_is_not_tried_again_for_it(cluster: Cluster, status: int) -> None:
-    (task,) = cluster.start(1, slots=1, retries=3, checked=False)
+    (task,) = cluster.start(1, slots=1, retries=Retries(exit=3, timeout=3, oom=3, start=3), checked=False)
     last = finished(task, COMPLETED, returncode=status)
     assert cluster.report(W1, last) == [Resolve(task, last)]
-    assert task.retries == 3
+    assert task.retries.exit == 3
 
 
 @pytest.mark.parametrize("end", [TIMED_OUT, NOT_STARTED, EXITED, ERROR])
 def test_a_program_whose_status_is_not_checked_is_tried_again_for_all_else(cluster: Cluster, end: str) -> None:
-    (task,) = cluster.start(1, slots=1, retries=1, checked=False)
+    (task,) = cluster.start(1, slots=1, retries=Retries(exit=1, timeout=1, oom=1, start=1), checked=False)
     assert cluster.report(W1, finished(task, end, returncode=2)) == [Requeue(task), Start(W1, L1, task)]
     last = finished(task, end, returncode=2)
     assert cluster.report(W1, last) == [Resolve(task, last)]
@@ -737,7 +738,7 @@ def test_a_program_whose_status_is_not_checked_is_tried_again_for_all_else(clust
 
 @pytest.mark.parametrize("end", [VALUE, KILLED])
 def test_a_task_that_succeeded_or_was_killed_is_not_tried_again(cluster: Cluster, end: str) -> None:
-    (task,) = cluster.start(1, slots=1, retries=5)
+    (task,) = cluster.start(1, slots=1, retries=Retries(exit=5, timeout=5, oom=5, start=5))
     last = finished(task, end)
     assert cluster.report(W1, last) == [Resolve(task, last)]
 
@@ -749,18 +750,18 @@ def test_a_failure_without_retries_is_the_outcome(cluster: Cluster) -> None:
 
 
 def test_a_task_that_is_tried_again_goes_before_those_that_wait(cluster: Cluster) -> None:
-    tasks = cluster.start(4, slots=1, retries=1)
+    tasks = cluster.start(4, slots=1, retries=Retries(exit=1, timeout=1, oom=1, start=1))
     assert cluster.report(W1, finished(tasks[0], ERROR)) == [Requeue(tasks[0]), Start(W1, L1, tasks[0])]
     assert tasks[2].state is TaskState.READY
 
 
 def test_retries_and_losses_are_counted_apart(cluster: Cluster) -> None:
-    (task,) = cluster.start(1, slots=1, retries=1, crash_limit=1)
+    (task,) = cluster.start(1, slots=1, retries=Retries(exit=1, timeout=1, oom=1, start=1), crash_limit=1)
     cluster.begin(W1, task)
     assert cluster.report(W1, finished(task, ERROR)) == [Requeue(task), Start(W1, L1, task)]
     cluster.begin(W1, task)
     assert cluster.lose(W1) == [Requeue(task)]
-    assert (task.retries, task.losses, task.state) == (0, 1, TaskState.READY)
+    assert (task.retries.exit, task.losses, task.state) == (0, 1, TaskState.READY)
 
 
 # ---- cancel
@@ -859,7 +860,7 @@ def test_a_task_that_started_before_its_agent_was_lost_is_not_cancelled(cluster:
 
 
 def test_a_cancel_is_answered_when_the_attempt_that_was_asked_for_has_failed(cluster: Cluster) -> None:
-    (task,) = cluster.start(1, slots=1, retries=1)
+    (task,) = cluster.start(1, slots=1, retries=Retries(exit=1, timeout=1, oom=1, start=1))
     assert cluster.cancel(task) == [RecallTask(W1, task)]
     wanted = list(cluster.report(W1, finished(task, ERROR), Recalled(task.id, 1, False)))
     assert [effect for effect in wanted if isinstance(effect, Answer)] == [Answer(task, False)]
@@ -909,7 +910,7 @@ def test_a_task_that_nobody_knows_is_not_killed(cluster: Cluster) -> None:
 
 @pytest.mark.parametrize("end", [ERROR, EXITED, TIMED_OUT])
 def test_a_task_that_was_to_be_killed_is_not_tried_again_however_it_ended(cluster: Cluster, end: str) -> None:
-    (task,) = cluster.start(1, slots=1, retries=3)
+    (task,) = cluster.start(1, slots=1, retries=Retries(exit=3, timeout=3, oom=3, start=3))
     assert cluster.kill(task) == [KillTask(W1, task, 15, 2.0)]
     last = finished(task, end)
     assert cluster.report(W1, last) == [Resolve(task, last)]

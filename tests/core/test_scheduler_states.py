@@ -22,6 +22,7 @@ from hypothesis.stateful import invariant, precondition, rule, run_state_machine
 from machine import ENVIRONMENTS, SETTINGS, Machine
 
 from executor.core.model import Task, TaskState
+from executor.core.retries import NO_RETRIES, Retries
 
 
 class Cluster(Machine):
@@ -29,11 +30,11 @@ class Cluster(Machine):
 
     @rule(
         environments=st.lists(st.integers(0, ENVIRONMENTS - 1), min_size=1, max_size=6),
-        retries=st.integers(0, 1),
+        retries=st.sampled_from([NO_RETRIES, Retries(exit=1, timeout=1, start=1)]),
         crash_limit=st.integers(0, 2),
         checked=st.booleans(),
     )
-    def submit(self, environments: list[int], retries: int, crash_limit: int, checked: bool) -> None:
+    def submit(self, environments: list[int], retries: Retries, crash_limit: int, checked: bool) -> None:
         first = len(self.tasks) + 1
         self.submit_all([Task(first + n, each, None, retries, crash_limit, checked) for n, each in
                          enumerate(environments)])  # fmt: skip
