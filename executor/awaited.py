@@ -15,7 +15,7 @@ from itertools import count
 from typing import Any
 
 from executor.calls import Request
-from executor.core.dependents import AFTER_OK, CANCELLED, FAILED, OK, Condition
+from executor.core.dependents import AFTER_ANY, AFTER_OK, CANCELLED, FAILED, OK, Condition
 from executor.core.model import Task
 from executor.future import TaskFuture
 from executor.inbox import Inbox
@@ -39,7 +39,7 @@ class Awaited:
 
     def conditions(self, request: Request, tasks: dict[int, Task]) -> list[Condition]:
         """What a task waits for. ``tasks`` are those that have not ended."""
-        kinds = {future: kind for kind, future in request.options.after}
+        kinds = {future: kind for kind, future in sorted(request.options.after, key=_strictness)}
         kinds |= dict.fromkeys(request.inputs, AFTER_OK)
         return [Condition(self._number(future, request, tasks), kind) for future, kind in kinds.items()]
 
@@ -88,3 +88,8 @@ class Awaited:
         if request.results is None:
             request.results = [b""] * len(request.inputs)
         request.results[index] = body
+
+
+def _strictness(after: tuple[str, Future[Any]]) -> bool:
+    """Of two conditions for one future the stricter counts: it comes last."""
+    return after[0] != AFTER_ANY

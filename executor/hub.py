@@ -376,8 +376,10 @@ class Hub:
     def _report_unsaid(self) -> list[effects.Effect]:
         """Tasks that were cancelled before they were sent: they never reach the agent, so its answer is known."""
         unsaid, self._orders.unsaid = self._orders.unsaid, []
+        withdrawn, self._orders.withdrawn = self._orders.withdrawn, []
         now = time.monotonic()
-        return [effect for worker, report in unsaid for effect in self._core.receive(worker, [report], now)]
+        wanted = [effect for worker, report in unsaid for effect in self._core.receive(worker, [report], now)]
+        return wanted + [effect for task in withdrawn for effect in self._core.withdrawn(task, now)]
 
     # --- wishes -------------------------------------------------------------------------------------------------------
 

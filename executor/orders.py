@@ -28,6 +28,8 @@ class Orders:
         self._environments = environments
         #: tasks whose payloads are sent in pieces, and where to
         self._transfers: dict[int, Transfers] = {}
+        #: tasks that were cancelled before they could be sent
+        self.withdrawn: list[int] = []
         #: what agents would say of tasks that they were never told of
         self.unsaid: list[tuple[WorkerId, protocol.Report]] = []
 
@@ -47,7 +49,7 @@ class Orders:
         worker, task = self._agents[effect.worker], effect.task
         request: Request = task.body
         if not request.future.claim(task.attempt, worker.host):
-            self.unsaid.append((effect.worker, protocol.Finished(task.id, task.attempt, protocol.KILLED)))
+            self.withdrawn.append(task.id)
             return
         function = request.function
         if function is not None and function.id not in worker.functions:

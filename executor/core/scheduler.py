@@ -118,6 +118,14 @@ class Scheduler:
             self._do(effects.Answer(task, task.state is TaskState.DONE))
         return self._assign(now)
 
+    def withdrawn(self, task_id: int, now: float) -> list[Effect]:
+        """The task was cancelled before it was sent, though it was to be: its agent has never heard of it."""
+        task = self.tasks[task_id]
+        self._placement.leave_lane(task)
+        self._do(effects.Answer(task, cancelled=True))
+        self._end(task, CANCELLED)
+        return self._assign(now)
+
     def kill(self, task_id: int, signal: int, grace: float, now: float) -> list[Effect]:
         """End the task wherever it is. Its agent reports the end."""
         task = self.tasks.get(task_id)
@@ -187,7 +195,7 @@ class Scheduler:
         elif isinstance(report, protocol.Freed):
             self._placement.freed(worker, LaneId(report.lane), report.places)
         elif isinstance(report, protocol.Unprepared):
-            self._on_unprepared(report)
+            self._on_unprepared(worker, report)
         elif isinstance(report, protocol.Leaving):
             self._on_leaving(worker)
 
@@ -262,13 +270,15 @@ class Scheduler:
         protocol.Recalled: _on_recalled,
     }
 
-    def _on_unprepared(self, report: protocol.Unprepared) -> None:
+    def _on_unprepared(self, worker: Worker, report: protocol.Unprepared) -> None:
         refused = effects.Refused(report.text, report.error, report.initializer)
         self.refused[report.environment] = refused
         for task in [task for task in self.tasks.values() if task.environment == report.environment]:
             if task.state in (TaskState.WAITING, TaskState.DONE):
                 continue  # it hears of it when its turn comes
             if task.lane is not None:
+                if task.lane.worker is not worker:  # which has given them up itself
+                    self._do(effects.KillTask(task.lane.worker.id, task, 9, 0.0))
                 self._placement.leave_lane(task)
             self._resolve(task, refused)
 
