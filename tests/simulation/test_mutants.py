@@ -119,7 +119,7 @@ def a_lost_agent_s_tasks_are_forgotten(patch: pytest.MonkeyPatch) -> None:
 def what_must_not_start_twice_waits_in_queues(patch: pytest.MonkeyPatch) -> None:
     """A task with crash_limit=0 is sent in advance."""
 
-    def fill(self: Placement, lane: Any, limit: int, queue: Any) -> None:
+    def fill(self: Placement, lane: Any, limit: int, queue: Any, in_advance: bool = False) -> None:  # noqa: ARG001
         while queue.ready and len(lane.sent) < limit:
             task = queue.ready.popleft()
             if task.state is TaskState.READY:
@@ -227,7 +227,7 @@ def each_freed_place_frees_another(patch: pytest.MonkeyPatch) -> None:
 def a_lane_with_tasks_is_closed(patch: pytest.MonkeyPatch) -> None:
     """What it has is claimed for others while its tasks run."""
 
-    def reclaim(self: Placement, worker: Any, needs: Any) -> bool:
+    def reclaim(self: Placement, worker: Any, queue: Any, needs: Any) -> bool:  # noqa: ARG001
         for lane in list(worker.lanes.values()):
             if not lane.of.has_ready and len(lane.sent) < len(lane.places):
                 self._close(lane)
@@ -305,7 +305,7 @@ def no_room_is_made_for_who_needs_any_of_a_family(patch: pytest.MonkeyPatch) -> 
 def the_unimportant_is_held_in_advance(patch: pytest.MonkeyPatch) -> None:
     """And goes before what is more important, but may not be held in advance."""
 
-    def deepen(self: Placement, queue: Any) -> None:
+    def deepen(self: Placement, queue: Any, now: float) -> None:  # noqa: ARG001
         of = queue.of
         for lane in list(of.shallow):
             self._fill(lane, lane.width + prefetch(of.duration, lane.width), queue)
