@@ -36,6 +36,8 @@ class TaskState(Enum):
     RUNNING = "running"
     DONE = "done"
 
+    __hash__ = object.__hash__  # that of Enum is a Python function, and each task asks for it six times
+
 
 _LEGAL = {
     TaskState.WAITING: {TaskState.READY, TaskState.DONE},

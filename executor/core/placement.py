@@ -37,8 +37,9 @@ from worker_agent.pools import UNIT, Place, Share
 
 #: Seconds that a task which needs more than one place of others waits until places are kept for it.
 PATIENCE = 1.0
-#: Seconds until it is looked again where room could be made, if there was nowhere.
-LOOK_AGAIN = 0.1
+#: Seconds until it is looked again where room could be made, if there was nowhere: at first, and for who waits long.
+#: All look at the same moments: each of these costs a look at everybody who waits.
+LOOK_AGAIN, LOOK_LATER = 0.1, 1.0
 #: So many workers are looked at to find where room is made soonest.
 _LOOKED_AT = 200
 #: Workers may change so often until all classes take note.
@@ -345,7 +346,7 @@ class Placement:
         of = queue.of
         self._take_note(of)
         for variant, needs in enumerate(of.variants):
-            for candidates in of.candidates[variant]:
+            for candidates in filter(None, of.candidates[variant]):
                 if needs.nodes:
                     if any(map(_is_idle, candidates)):
                         self._open_on_nodes(queue, variant, now)
@@ -525,7 +526,7 @@ class Placement:
         while now >= queue.look_again and len(queue.reserved) < len(queue.ready):
             found = self._cheapest(queue, now)
             if found is None:
-                queue.look_again = now + LOOK_AGAIN
+                queue.look_again = _next_look(queue, now)
                 break
             for worker, wanted in found:
                 worker.reserved = queue
@@ -619,11 +620,10 @@ class Placement:
             return False
         if _serves_before(lane.of, queue):
             return False
-        first = next((task for task in lane.sent.values() if task.state is TaskState.SENT), None)
-        if first is None:
-            return True
-        last = next(reversed(lane.sent.values()))  # an older one, if it was given back and sent again
-        return min((-first.priority, first.id), (-last.priority, last.id)) > queue.order
+        # not the first of them alone: one that was given back and sent again is behind younger ones, and would be
+        # asked back for the queue, and be given its place anew as the older one, without an end
+        order = queue.order
+        return all((-task.priority, task.id) > order for task in lane.sent.values() if task.state is TaskState.SENT)
 
     def _is_more_important(self, queue: Queue, worker: Worker) -> bool:
         """Than something that runs on the worker, or would run at a place where nothing does."""
@@ -743,6 +743,13 @@ def _serves_before(of: TaskClass, queue: Queue | None) -> bool:
     if queue is None:
         return of.has_ready or bool(of.deep)
     return any(each.ready and each.order < queue.order for each in of.queues.values())
+
+
+def _next_look(queue: Queue, now: float) -> float:
+    """The multiple of a step that is half a step away at least: a nearer one may be now, by rounding."""
+    waits = now - (now if queue.blocked is None else queue.blocked)
+    step = LOOK_AGAIN if waits < PATIENCE + LOOK_AGAIN else LOOK_LATER
+    return math.floor(now / step + 1.5) * step
 
 
 def _importance(queue: Queue) -> int:
