@@ -8,8 +8,9 @@ if __name__ == "__main__" and not sys.flags.safe_path:
 
 import os
 import stat
+import time
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from worker_agent import supervisor
 
@@ -19,18 +20,18 @@ def main(arguments: Sequence[str] | None = None, python: Sequence[str] = ()) -> 
 
     ``python`` is the interpreter, with its flags, of the tasks that will probably come first.
     """
-    data = _connection_data(sys.argv[1:] if arguments is None else arguments)
+    data, said = _read_arguments(sys.argv[1:] if arguments is None else arguments)
     if not data:
         sys.exit("there is no connection data: the client has ended")
     _detach_stdin()
     name = os.urandom(8).hex()
-    supervisor.supervise(data, lambda own: _run_agent(data, python, own, name))
+    supervisor.supervise(data, lambda own: _run_agent(data, python, own, name, said))
 
 
-def _run_agent(data: bytes, python: Sequence[str], own: list[str], name: str) -> None:
+def _run_agent(data: bytes, python: Sequence[str], own: list[str], name: str, said: dict[str, Any]) -> None:
     """What takes time to start is started first: a template, while we import the rest.
 
-    ``own`` are the agent's directories, if it has any; ``name`` is the supervisor's.
+    ``own`` are the agent's directories, if it has any; ``name`` is the supervisor's; ``said`` are the options.
     """
     from worker_agent import spawning
 
@@ -38,23 +39,35 @@ def _run_agent(data: bytes, python: Sequence[str], own: list[str], name: str) ->
     path = supervisor.read_fields(data).get("path", ())
     sys.path.extend(folder for folder in path if folder not in sys.path)
     from worker_agent.agent import Agent
-    from worker_agent.codec import ProtocolError
     from worker_agent.connection import read_connection
+    from worker_agent.offer import make_offer
 
     try:
-        Agent(read_connection(data), own, early, name).run()
-    except ProtocolError as error:  # a sentence, like all that keeps an agent from joining
+        connection = read_connection(data)
+        offer = make_offer(connection, said)
+    except ValueError as error:  # a sentence, like all that keeps an agent from joining
         raise SystemExit(f"this agent leaves: {error}") from error
+    Agent(connection, own, early, name, offer).run()
 
 
-def _connection_data(arguments: Sequence[str]) -> bytes:
+def _read_arguments(arguments: Sequence[str]) -> tuple[bytes, dict[str, Any]]:
+    """The connection data, and what the options say."""
     if not arguments:
-        return sys.stdin.buffer.readline()
+        return sys.stdin.buffer.readline(), {}
     import argparse
 
     parser = argparse.ArgumentParser(prog="python -m worker_agent", description=__doc__)
-    parser.add_argument("file", nargs="?", help="a file with connection data that only its owner may read (0600)")
-    return _read_private(parser.parse_args(arguments).file)
+    parser.add_argument("file", help="a file with connection data that only its owner may read (0600)")
+    parser.add_argument(
+        "--resource", action="append", metavar="NAME=TEXT", help="what there is, beyond or in place of what is found: "
+        "cpus=4, memory=16GiB, fpga=[a,b], 'licenses=sum(2.5)'; may be repeated",
+    )  # fmt: skip
+    parser.add_argument("--time-limit", type=float, metavar="SECONDS", help="how long the agent may stay")
+    parser.add_argument("--group", help="agents of one group may run one task together")
+    said = vars(parser.parse_args(arguments))
+    limit = said.pop("time_limit")
+    said["ends"] = None if limit is None else time.time() + limit  # also for an agent that takes this one's place
+    return _read_private(said.pop("file")), said
 
 
 def _read_private(path: str) -> bytes:

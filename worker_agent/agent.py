@@ -19,12 +19,13 @@ from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from typing import Any
 
-from worker_agent import bodies, detection, directories, environments, grants, processes, protocol, spawning, store
+from worker_agent import bodies, directories, environments, processes, protocol, spawning, store
 from worker_agent.attempt import Attempt
 from worker_agent.connection import Connection
 from worker_agent.lane import Lane
 from worker_agent.loop import Loop
 from worker_agent.memory import KernelKills, MemoryGuard
+from worker_agent.offer import Offer
 from worker_agent.pieces import Received, read_pieces
 from worker_agent.places import Ledger
 from worker_agent.programs import Programs
@@ -44,8 +45,9 @@ class Agent:
     """All that an agent knows and does."""
 
     def __init__(
-        self, connection: Connection, own: list[str], early: spawning.TemplateProcess | None, process: str
-    ) -> None:
+        self, connection: Connection, own: list[str], early: spawning.TemplateProcess | None, process: str,
+        offer: Offer,
+    ) -> None:  # fmt: skip
         """``own`` are directories for payloads if we do not see those of the session, else empty.
 
         ``early`` is a template that was started before we knew what for: see :meth:`_take_early`. ``process`` names our
@@ -59,8 +61,8 @@ class Agent:
         self._stores = own or connection.stores
         #: the payloads that were sent to us, if we do not see the session's files
         self._received = Received(own) if own else None
-        self._pools = connection.pools or detection.detect()
-        self.ledger = Ledger(self._pools)
+        self._offer = offer
+        self.ledger = Ledger(offer.pools)
         self._session = AgentSession(connection.session, self._hello, lambda: secrets.token_hex(8))
         self._wire = Wire(self.loop, self._session, connection)
         self._process = process
@@ -124,8 +126,8 @@ class Agent:
         invited = not self._connection.client_pid  # the others have the client's own: to look it up takes a while
         return protocol.Hello(
             launch=self._connection.launch, process=self._process, name=name, host=socket.gethostname(),
-            pid=os.getpid(), python=sys.version.split()[0], pools=self._pools, group=grants.default_group(os.environ),
-            remaining=grants.remaining_seconds(os.environ, time.time()),
+            pid=os.getpid(), python=sys.version.split()[0], pools=self._offer.pools, group=self._offer.group,
+            remaining=self._offer.remaining,
             cloudpickle=processes.version_of("cloudpickle") if invited else "",
             shares=self._received is None, missing=[each for each in self._connection.imports if not _is_here(each)],
         )  # fmt: skip
