@@ -7,6 +7,7 @@ callbacks are called.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -15,8 +16,9 @@ from itertools import count
 from typing import Any
 
 from executor.calls import Request
-from executor.core.dependents import AFTER_ANY, AFTER_OK, CANCELLED, FAILED, OK, Condition
+from executor.core.dependents import AFTER_OK, CANCELLED, FAILED, OK, Condition
 from executor.core.model import Task
+from executor.errors import SerializationError
 from executor.future import TaskFuture
 from executor.inbox import Inbox
 from executor.payloads import Payloads
@@ -39,14 +41,21 @@ class Awaited:
 
     def conditions(self, request: Request, tasks: dict[int, Task]) -> list[Condition]:
         """What a task waits for. ``tasks`` are those that have not ended."""
-        kinds = {future: kind for kind, future in sorted(request.options.after, key=_strictness)}
-        kinds |= dict.fromkeys(request.inputs, AFTER_OK)
-        return [Condition(self._number(future, request, tasks), kind) for future, kind in kinds.items()]
+        positions = {future: index for index, future in enumerate(request.inputs)}
+        asked = [(future, kind) for kind, future in request.options.after]
+        kinds: dict[int, str] = {}
+        for future, kind in dict.fromkeys([*asked, *((future, AFTER_OK) for future in positions)]):
+            index = positions.get(future) if kind == AFTER_OK else None
+            kinds[self._number(future, index, request, tasks, kinds)] = kind
+        return [Condition(number, kind) for number, kind in kinds.items()]
 
-    def _number(self, future: Future[Any], request: Request, tasks: dict[int, Task]) -> int:
-        index = request.inputs.index(future) if future in request.inputs else None
+    def _number(
+        self, future: Future[Any], index: int | None, request: Request, tasks: dict[int, Task], taken: dict[int, str]
+    ) -> int:
+        """Of a task, its id, unless that is ``taken``: one number stands for one condition."""
         task = tasks.get(future.task_id) if isinstance(future, TaskFuture) else None
-        if task is not None and task.body.future is future and (index is None or task.body.program is None):
+        ours = task is not None and task.body.future is future and task.id not in taken
+        if task is not None and ours and (index is None or task.body.program is None):
             if index is not None:
                 self.takers.setdefault(task.id, []).append((request, index))
             return task.id
@@ -57,23 +66,24 @@ class Awaited:
     def _on_done(self, number: int, request: Request, index: int | None, future: Future[Any]) -> None:
         """Called by whoever completes the future."""
         how = CANCELLED if future.cancelled() else OK if future.exception() is None else FAILED
-        body = b""
-        if how == OK and index is not None:
+        first, body = future, b""
+        if how == OK and index is not None and request.inputs:
             good, body = bodies.dump_value(future.result(), self._payloads.directories)
             body = bodies.whole(body)
-            how = OK if good else FAILED
+            if not good:
+                how, first = FAILED, _unpicklable(future, body)
 
         def tell() -> None:
-            if index is not None:
+            if index is not None and how == OK:
                 self._give(request, index, body)
-            self._tell(number, how, future)
+            self._tell(number, how, first)
 
         self._inbox.post(tell)
 
     def hand_on(self, task: int, outcome: object) -> None:
         """The task has ended: who takes its result gets it. The files of the outcome stay its own."""
         for request, index in self.takers.pop(task, ()):
-            if isinstance(outcome, protocol.Finished) and outcome.end == protocol.VALUE:
+            if request.inputs and isinstance(outcome, protocol.Finished) and outcome.end == protocol.VALUE:
                 files = bodies.files_of(outcome.body)
                 body = bodies.with_files(outcome.body, list(map(self._linked, files))) if files else outcome.body
                 self._give(request, index, body)
@@ -81,15 +91,24 @@ class Awaited:
     def _linked(self, file: tuple[str, int]) -> tuple[str, int]:
         path, size = file
         linked = store.new_path(os.path.dirname(path))
-        os.link(path, linked)
+        with contextlib.suppress(FileNotFoundError):  # whoever reads it will say so
+            os.link(path, linked)
         return linked, size
 
     def _give(self, request: Request, index: int, body: bytes) -> None:
+        if not request.inputs:  # the task has ended: it was cancelled, say
+            for path, _ in bodies.files_of(body) if body else ():
+                store.remove(path)
+            return
         if request.results is None:
             request.results = [b""] * len(request.inputs)
         request.results[index] = body
 
 
-def _strictness(after: tuple[str, Future[Any]]) -> bool:
-    """Of two conditions for one future the stricter counts: it comes last."""
-    return after[0] != AFTER_ANY
+def _unpicklable(future: Future[Any], body: bytes) -> Future[Any]:
+    """What stands for a future whose result cannot be sent, as the ``body`` says: one that has failed."""
+    _, type_name, reason, _ = bodies.load_body(body)
+    text = f"the result of {future!r}, of type {type_name}, cannot be pickled: {reason}"
+    failed: Future[Any] = Future()
+    failed.set_exception(SerializationError(text))
+    return failed

@@ -9,7 +9,6 @@ from __future__ import annotations
 import codecs
 import io
 import pickle
-from collections import ChainMap
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -81,7 +80,7 @@ class Request:
         """The files that hold its arguments, or the standard input of a program."""
         stored = [*self.buffers, self.args] if isinstance(self.args, protocol.Stored) else self.buffers
         if self.results:
-            results = [protocol.Stored(*file) for body in self.results for file in bodies.files_of(body)]
+            results = [protocol.Stored(*file) for body in self.results if body for file in bodies.files_of(body)]
             return [*stored, *results]
         return stored
 
@@ -144,9 +143,9 @@ def _is_large_bytes(value: Any) -> bool:
 class ArgumentPickler(cloudpickle.Pickler):  # type: ignore[misc]  # has no types
     """As cloudpickle's, but for futures."""
 
-    dispatch_table = ChainMap(
-        dict.fromkeys((Future, TaskFuture), inputs.reduce_future), cloudpickle.Pickler.dispatch_table
-    )
+    def reducer_override(self, obj: Any) -> Any:
+        """How what is neither plain nor a container is pickled."""
+        return inputs.reduce_future(obj) if isinstance(obj, Future) else super().reducer_override(obj)
 
 
 def pack(value: Any, payloads: Payloads) -> tuple[protocol.Payload, Sequence[protocol.Stored]]:

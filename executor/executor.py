@@ -254,10 +254,12 @@ class HPCExecutor(_Tasks):
     def explain(self, future: TaskFuture) -> Explanation:
         """Why a task of this executor does not run: what each agent lacks, what it waits for, what runs before it.
 
-        Print it. Raises TypeError for what is no future of a task.
+        Print it. Raises TypeError for what is no future of a task, ValueError for that of another executor.
         """
         if not isinstance(future, TaskFuture):
             raise TypeError(f"future={future!r}: expected a TaskFuture, as submit() returns it")
+        if future._control not in (None, self._hub):  # None: it has ended
+            raise ValueError(f"future={future!r}: it is no task of this executor")
         if self._hub is None or future.done():
             return Explanation(future, f"it has ended ({future.state})", {})
         return self._hub.explain(future)

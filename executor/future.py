@@ -15,7 +15,7 @@ from concurrent.futures._base import (
     InvalidStateError,
 )
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from executor.options import parse_duration
 from worker_agent.output import join_head_tail
@@ -109,6 +109,9 @@ class TaskFuture(Future[Any]):
 
     def __repr__(self) -> str:
         return f"<TaskFuture {self.task_id} {self.name!r} {self.state}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a future cannot be pickled: it is bound to its process. Give its result, or it as an argument")
 
     def done(self) -> bool:
         """Whether it was cancelled or has finished."""

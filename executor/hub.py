@@ -210,7 +210,9 @@ class Hub:
         known = self._core.workers.get(worker.id)
         ends = None if known is None or known.ends is None else time.time() + known.ends - time.monotonic()
         resources = {pool.name: pool.total / UNIT for pool in worker.pools}
-        free = {name: known.free.amount(name) / UNIT for name in resources} if known is not None else {}
+        free = dict.fromkeys(resources, 0.0) if known is not None else {}
+        if known is not None and known.lent is None:
+            free = {name: known.free.amount(name) / UNIT for name in resources}
         return WorkerInfo(
             hello.host, hello.pid, worker.launch is not None, hello.python, hello.group, ends, resources, free
         )
@@ -392,8 +394,8 @@ class Hub:
 
     def _cancel_pending(self) -> None:
         for task in list(self._core.tasks.values()):
-            request: Request = task.body
-            if request.future.mark_cancelled():
+            request: Request | None = task.body
+            if request is not None and request.future.mark_cancelled():  # else it has ended with what it waited for
                 self._unsettled.news.append((request, CANCELLED))
                 self._perform(self._core.cancel(task.id, time.monotonic()))
 

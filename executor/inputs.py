@@ -35,10 +35,9 @@ class collect:  # noqa: N801  used like a function: ``with collect() as futures`
 
 
 def reduce_future(future: Future[Any]) -> tuple[Any, ...]:
-    """How a future is pickled: by what becomes its result. Raises TypeError where it is no argument of a task."""
+    """How a future is pickled among the arguments of a task: by what becomes its result."""
     found = _inputs.found
-    if found is None:
-        raise TypeError("a future cannot be pickled: it is bound to its process. Give its result, or it as an argument")
+    assert found is not None
     if future.done() and not future.cancelled() and future.exception() is None:
         return inputs.known, (future.result(),)
     return inputs.take, (found.setdefault(future, len(found)),)

@@ -69,7 +69,9 @@ class Orders:
             worker.environments.add(environment)
             worker.send(self._environments[environment])
         variant = lane.variant if len(lane.of.variants) > 1 else None
-        worker.send(protocol.Open(lane.id, environment, request_texts(lane.needs), variant))
+        nodes = [lane.worker, *lane.others] if lane.needs.nodes else []
+        hosts = [self._agents[each.id].host for each in nodes]
+        worker.send(protocol.Open(lane.id, environment, request_texts(lane.needs), variant, hosts))
 
     def _on_give(self, effect: effects.GivePlaces) -> None:
         self._agents[effect.worker].send(protocol.Give(effect.lane.id, effect.places))

@@ -261,6 +261,8 @@ def _refused(request: Request, outcome: effects.Refused) -> BaseException:
 def _unmet(request: Request, outcome: effects.Unmet) -> DependencyFailed:
     """What it waited for did not end as it had to."""
     first = outcome.first.future if isinstance(outcome.first, Request) else outcome.first
+    if first.done() and not first.cancelled() and isinstance(known := first.exception(), DependencyFailed):
+        first = known.future or first  # it was not the first itself
     name = describe(first) if isinstance(first, TaskFuture) else repr(first)
     ended = {OK: "has succeeded, and was to fail", FAILED: "has failed"}[outcome.how]
     error = DependencyFailed(

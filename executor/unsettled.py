@@ -135,6 +135,7 @@ class Unsettled:
         if request.buffers or request.results or type(request.args) is protocol.Stored:
             for stored in request.stored():
                 self._payloads.release(stored)
+        request.inputs, request.results = (), None
         task.body = None
 
     def _release_function(self, request: Request) -> None:

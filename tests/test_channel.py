@@ -9,8 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from worker_agent import channel, descriptors
+from worker_agent import channel, descriptors, spawning
 from worker_agent.channel import Broken, Ended, Exited, Forked, GarbledReport, Report, Started, Task, unpack_report
+from worker_agent.loop import Loop
+from worker_agent.mailbox import Mailbox
 
 SETTINGS = settings(
     max_examples=100, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
@@ -76,19 +78,19 @@ def test_a_task_arrives_as_it_was_sent(task: Task) -> None:
 def test_names_that_are_no_utf8_arrive_as_they_were() -> None:
     """Directories, variables and files of a node may have names in any bytes."""
     name = b"caf\xe9".decode(errors="surrogateescape")
-    task = Task(1, 1, 1, b"", b"", [(name, 1)], False, name, {name: name}, name, name)
+    task = Task(1, 1, 1, b"", b"", [(name, 1)], False, name, {name: name}, name, name, {}, [], "", [])
     assert Task(*channel.unpack_task(channel.pack_task(task, []))) == task
 
 
 def test_a_task_that_is_too_large_for_a_message_lies_in_a_file(tmp_path: Path) -> None:
-    task = Task(1, 2, 3, b"", b"x" * descriptors.MESSAGE_LIMIT, [], False, None, {}, None, None)
+    task = Task(1, 2, 3, b"", b"x" * descriptors.MESSAGE_LIMIT, [], False, None, {}, None, None, {}, [], "", [])
     message = channel.pack_task(task, [str(tmp_path)])
     assert len(message) < 1000
     assert Task(*channel.unpack_task(message)) == task
 
 
 def test_no_task_looks_like_the_order_to_retire() -> None:
-    task = Task(0, 0, 0, b"", b"", [], False, None, {}, None, None)
+    task = Task(0, 0, 0, b"", b"", [], False, None, {}, None, None, {}, [], "", [])
     assert channel.pack_task(task, []) != channel.RETIRE
 
 
@@ -185,3 +187,20 @@ def test_trailing_bytes_are_refused_where_a_report_has_one_length(report: Report
 def test_an_unknown_kind_is_refused(kind: int) -> None:
     with pytest.raises(GarbledReport):
         read(bytes([kind]) * 100)
+
+
+def test_an_interpreter_cannot_be_told_to_leave_while_the_socket_is_full_and_then_it_can() -> None:
+    """That the socket was full of tasks ended the agent once."""
+    queues = spawning.Queues()
+    loop = Loop()
+    mailbox = Mailbox(loop, queues, [], print, print, print)
+    told = 0
+    while mailbox.retire_one():
+        told += 1
+    assert told > 1
+    while told:
+        assert queues.tasks_end.recv(descriptors.MESSAGE_LIMIT) == channel.RETIRE
+        told -= 1
+    assert mailbox.retire_one()
+    mailbox.close()
+    loop.close()

@@ -80,6 +80,12 @@ PRINTED = {
         r"process \d+ on \S+: \d+ places, invited",
         r"60 results are right: True\n3 agents have worked\nthe invited one has left: True",
     ],
+    "12_resources_and_dependencies.py": [
+        r"task 6 \(table\): it waits for task 1 \(afterok\), .*task 5 \(afterok\)",
+        r"rendered on (CPUs|a GPU)",
+        r"   32 cells: mean 1\.000, most 2\.0\n",
+        r"  256 cells: mean 1\.000, most 130\.1\n\[ +.+ +\]",
+    ],
     "10_parameter_study.py": [
         r"pendulums .*100%",
         r"A driven pendulum",

@@ -2,8 +2,9 @@
 
 import pytest
 
+from worker_agent.pinning import pin_variables
 from worker_agent.pools import UNIT, Share
-from worker_agent.task_variables import THREADS, cpus_of, lane_variables, pin_variables, place_variables
+from worker_agent.task_variables import THREADS, cpus_of, lane_variables, node_variables, place_variables
 
 CPUS = Share("cpus", 2 * UNIT, ["3", "2"])
 MEMORY = Share("memory", 1024 * UNIT)
@@ -87,19 +88,29 @@ def test_what_has_no_parts_has_no_values():
 
 
 def test_a_task_that_is_pinned_knows_how():
-    assert pin_variables("taskset", [MEMORY, CPUS]) == {"HPC_PIN": "taskset", "HQ_PIN": "taskset"}
-    assert pin_variables("omp", [MEMORY, CPUS]) == {
+    assert pin_variables("taskset", [3, 2]) == {"HPC_PIN": "taskset", "HQ_PIN": "taskset"}
+    assert pin_variables("omp", [3, 2]) == {
         "HPC_PIN": "omp", "HQ_PIN": "omp", "OMP_PROC_BIND": "close", "OMP_PLACES": "{3},{2}",
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(("pin", "shares"), [("none", [CPUS]), ("", [CPUS]), ("omp", [MEMORY]), ("taskset", [])])
-def test_a_task_that_is_not_pinned_or_has_no_cpus_is_told_nothing(pin, shares):
-    assert pin_variables(pin, shares) == {}
+@pytest.mark.parametrize(("pin", "cpus"), [("", [3, 2]), ("omp", []), ("taskset", [])])
+def test_a_task_that_is_not_pinned_or_has_no_cpus_is_told_nothing(pin, cpus):
+    assert pin_variables(pin, cpus) == {}
 
 
 def test_the_cpus_of_a_task_are_numbers():
-    assert cpus_of([MEMORY, CPUS]) == {2, 3}
-    assert cpus_of([Share("cpus", UNIT // 2, ["12"])]) == {12}
-    assert cpus_of([MEMORY]) is None
-    assert cpus_of([Share("cpus", 0)]) is None
+    assert cpus_of([MEMORY, CPUS]) == [3, 2]
+    assert cpus_of([Share("cpus", UNIT // 2, ["12"])]) == [12]
+    assert cpus_of([MEMORY]) == []
+
+
+def test_a_task_on_several_nodes_is_told_how_many_and_where_their_names_are():
+    assert node_variables(3, "/dev/shm/nodes", "/dev/shm/hosts") == {
+        "HPC_NUM_NODES": "3",
+        "HPC_NODE_FILE": "/dev/shm/nodes",
+        "HPC_HOST_FILE": "/dev/shm/hosts",
+        "HQ_NUM_NODES": "3",
+        "HQ_NODE_FILE": "/dev/shm/nodes",
+        "HQ_HOST_FILE": "/dev/shm/hosts",
+    }

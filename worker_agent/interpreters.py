@@ -157,12 +157,17 @@ class Interpreters:
     def resize(self, width: int) -> None:
         """Run ``width`` tasks at a time; idle interpreters beyond that leave."""
         self.width = width
-        if not self.fresh:
-            surplus = len(self._children) + self._requested - width - self._retiring
-            for _ in range(surplus):
-                self.mailbox.retire_one()
-                self._retiring += 1
+        self._retire_surplus()
         self.provide()
+
+    def _retire_surplus(self) -> None:
+        """Tell interpreters to leave that are more than places; again when a task has ended, if the socket is full."""
+        if self.fresh:
+            return
+        surplus = len(self._children) + self._requested - self.width - self._retiring
+        while surplus > 0 and self.mailbox.retire_one():
+            self._retiring += 1
+            surplus -= 1
 
     def provide(self) -> None:
         """Start interpreters for what is offered, or ahead of it."""
@@ -247,6 +252,7 @@ class Interpreters:
             self._busy -= 1
         self._owner.on_result(attempt, ended)
         self._go_on(child, ended)
+        self._retire_surplus()
         if not ended.leaving:
             if child.doomed and child.current is None:
                 end_by_force(child.pid)  # it survived its own kill; what its task has started may have as well
@@ -408,7 +414,7 @@ class Interpreters:
             self._owner.release_place(place)
         self._promised.clear()
         self._children.clear()
-        self._busy = self._requested = 0
+        self._busy = self._requested = self._retiring = 0
         for attempt in reversed(returned):
             self._owner.on_returned(attempt)
         return lost

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import msgspec
 
-from worker_agent import bodies, channel, processes, protocol, runner, spawning
+from worker_agent import bodies, channel, processes, protocol, runner, spawning, store
 from worker_agent.amounts import MIB
 from worker_agent.attempt import Attempt, State
 from worker_agent.interpreters import Interpreters, end_by_force
@@ -22,7 +22,7 @@ from worker_agent.places import Ledger, Places
 from worker_agent.pools import UNIT, Place
 from worker_agent.programs import NotExecutable, Programs, Surroundings, task_identity
 from worker_agent.strays import Strays
-from worker_agent.task_variables import cpus_of, lane_variables
+from worker_agent.task_variables import cpus_of, lane_variables, node_variables
 
 #: Seconds after SIGKILL in which a process has to end; then its task has ended for the hub, and its place is lost.
 UNKILLABLE = 10.0
@@ -75,6 +75,8 @@ class Lane:
         self._pool: Interpreters | None = None
         self._setup = setup
         self._early = early
+        #: with the names of its nodes
+        self._files: list[str] = []
 
     def give(self, places: Sequence[Place]) -> None:
         """Further places; the first of them tells what its tasks see."""
@@ -90,9 +92,22 @@ class Lane:
     def _prepare(self, place: Place) -> None:
         env = self.environment.env
         added = lane_variables(self._order.request, self._order.variant, place.shares, env)
+        if self._order.hosts:
+            added |= self._name_nodes(self._order.hosts)
         self.environment = msgspec.structs.replace(self.environment, env={**env, **added})
         self._encoded = {os.fsencode(name): os.fsencode(text) for name, text in self.environment.env.items()}
         self._memory = sum(share.amount for share in place.shares if share.name == "memory") * MIB // UNIT
+
+    def _name_nodes(self, hosts: list[str]) -> dict[str, str]:
+        nodes = [host.partition(".")[0] for host in hosts]
+        try:
+            for names in (nodes, hosts):
+                text = "".join(f"{name}\n" for name in names)
+                self._files.append(store.store(text.encode(), self._setup.stores)[0])
+        except OSError as error:
+            self._host.report(protocol.Warn(f"the nodes of a task cannot be written to a file: {error}"))
+            return {}
+        return node_variables(len(hosts), *self._files)
 
     def take(self, count: int) -> None:
         """So many places are wanted back."""
@@ -342,9 +357,13 @@ class Lane:
         if self._pool is not None:
             self._pool.close()
         self.places.close()
+        for file in self._files:
+            store.remove(file)
 
 
 def _obstacle(error: OSError) -> bytes:
-    """What stood in the way, other than the program itself: its directory, or a file for its streams."""
-    path = str(error.filename or "")
+    """What stood in the way, other than the program itself: its directory, a file for its streams, or its CPUs."""
+    if not error.filename:
+        return str(error.strerror).encode()
+    path = str(error.filename)
     return f"{error.strerror}: {path!r} (a directory or a file that its options name)".encode(errors="replace")

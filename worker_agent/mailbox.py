@@ -78,9 +78,13 @@ class Mailbox:
         there = {channel.unpack_task_id(message) for message in waiting if message != channel.RETIRE}
         return [attempt for task, attempt in self.offered.items() if task not in there]
 
-    def retire_one(self) -> None:
-        """Let one interpreter leave instead of taking a task."""
-        self.queues.tasks.send(channel.RETIRE)
+    def retire_one(self) -> bool:
+        """Let one interpreter leave instead of taking a task; False if the socket is full for now."""
+        try:
+            self.queues.tasks.send(channel.RETIRE)
+        except BlockingIOError:
+            return False
+        return True
 
     def _waiting(self) -> list[bytes]:
         messages = []

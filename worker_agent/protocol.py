@@ -198,13 +198,14 @@ class Open(msgspec.Struct, array_like=True, frozen=True, tag="open"):
     """A lane: tasks of one environment and of equal needs. It has no places yet.
 
     ``request`` are the needs as names and texts, for the tasks to see; ``variant`` which of several ways to run them
-    this is, None if there is only one.
+    this is, None if there is only one. ``hosts`` are those of a task on several nodes, this agent's first.
     """
 
     lane: int
     environment: int
     request: list[tuple[str, str]] = []
     variant: int | None = None
+    hosts: list[str] = []
 
 
 class Give(msgspec.Struct, array_like=True, frozen=True, tag="give"):

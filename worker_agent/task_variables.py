@@ -39,6 +39,11 @@ def _threads(shares: Iterable[Share], env: Mapping[str, str]) -> dict[str, str]:
     return {name: str(cpus.amount // UNIT) for name in THREADS if name not in env}
 
 
+def node_variables(number: int, node_file: str, host_file: str) -> dict[str, str]:
+    """On how many nodes the task may run, and the files that name them: without their domains, and as they are."""
+    return _under_both_names({"NUM_NODES": str(number), "NODE_FILE": node_file, "HOST_FILE": host_file})
+
+
 def place_variables(shares: Iterable[Share]) -> dict[str, str]:
     """Which parts the task has in its place; of these, one that it has only a part of is the last."""
     had = {share.name: ",".join(share.indices) for share in shares if share.indices}

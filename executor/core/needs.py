@@ -38,10 +38,12 @@ class Needs:
         """Whether at least one CPU is needed."""
         return any(need.name == "cpus" and (need.amount is None or need.amount >= UNIT) for need in self.needs)
 
-    def with_memory(self, factor: float) -> Needs:
-        """The same with more memory, if it asks for some."""
+    def with_memory(self, factor: float, most: int) -> Needs:
+        """The same with more memory, if it asks for some, but not with more than ``most``."""
         needs = (
-            replace(need, amount=math.ceil(need.amount * factor)) if need.name == "memory" and need.amount else need
+            replace(need, amount=max(need.amount, min(math.ceil(need.amount * factor), most)))
+            if need.name == "memory" and need.amount
+            else need
             for need in self.needs
         )
         return replace(self, needs=tuple(needs))

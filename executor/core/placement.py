@@ -658,7 +658,7 @@ class Placement:
         end = self._forgotten + len(self._changes)
         for of in list(self._deep):
             if not of.deep:
-                del self._deep[of]
+                self._deep.pop(of, None)  # it may have been forgotten while another one was seen to
             elif not of.has_ready and not of.is_quick and (of.seen < end or any(map(any, of.candidates))):
                 self._spread(of, now)
 

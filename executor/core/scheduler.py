@@ -17,6 +17,7 @@ from executor.core import effects
 from executor.core.dependents import CANCELLED, FAILED, OK, Condition, Dependents
 from executor.core.effects import Effect
 from executor.core.model import Lane, LaneId, Queue, Task, TaskState, Worker, WorkerId
+from executor.core.needs import Needs
 from executor.core.placement import Placement
 from worker_agent import protocol
 from worker_agent.pools import Pool
@@ -241,10 +242,16 @@ class Scheduler:
             return
         task.retries = left
         if kind == "oom" and task.memory_on_oom is not None:
-            task.variants = tuple(needs.with_memory(task.memory_on_oom) for needs in task.variants)
+            most = self._most_memory
+            task.variants = tuple(needs.with_memory(task.memory_on_oom, most(needs)) for needs in task.variants)
         self._drop(report)
         self._answer(task, cancelled=False)  # the attempt had started
         self._requeue(task)
+
+    def _most_memory(self, needs: Needs) -> int:
+        """The most that a worker has which can meet the needs as they are."""
+        workers = (worker for worker in self.workers.values() if needs.nodes or worker.free.possible(needs))
+        return max((worker.free.total("memory") for worker in workers), default=0)
 
     def _on_recalled(self, task: Task, report: protocol.Recalled) -> None:
         moving = self._placement.stays(task)
