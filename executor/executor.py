@@ -307,6 +307,8 @@ class HPCExecutor(_Tasks):
     def _check_possible(self, variants: Variants, name: str) -> None:
         """Refuse what no agent can ever run; who has invited others is only warned."""
         pools = detection.divided(self._pools, self._agents) if self._agents else []
+        if self._has_invited and self._hub is not None:
+            pools += self._hub.pools()
         impossible = find_impossible(variants, pools)
         if impossible is not None:
             text = f"the task {name!r} needs {impossible}"

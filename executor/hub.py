@@ -191,6 +191,10 @@ class Hub:
         """The agents that have joined."""
         return self._call(self._describe_all) or []
 
+    def pools(self) -> list[list[Pool]]:
+        """What each of the agents has that have joined."""
+        return self._call(lambda: [worker.pools for worker in self._agents if worker.member is not None]) or []
+
     def explain(self, future: TaskFuture) -> Explanation:
         """Why a task does not run."""
         given = self._call(lambda: self._explain(future))
