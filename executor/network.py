@@ -40,6 +40,11 @@ _DOMAIN = b"hpc-executor"
 Ports = int | tuple[int, int] | None
 
 
+def in_one_line(text: str) -> str:
+    """The text without characters that would begin a line of the log, or move the cursor: what others say is in it."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
 class SparingLog:
     """Warnings that others can provoke: each kind once a minute, and few kinds in a minute."""
 
@@ -57,7 +62,7 @@ class SparingLog:
             self._unsaid += 1
             return
         self._said.add(kind)
-        log.warning(text, *args, exc_info=exc_info)
+        log.warning("%s", in_one_line(text % args), exc_info=exc_info)
 
     def _begin_minute(self, now: float) -> None:
         if self._unsaid:

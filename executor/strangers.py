@@ -10,6 +10,8 @@ from worker_agent.pools import trouble_with
 
 #: Seconds between two answers to the same stranger: who asks and never reads would fill our memory.
 ANSWER_EVERY = 0.1
+#: Letters of the longest name of a host.
+_LONGEST_HOST = 255
 #: So many are remembered.
 MOST_REMEMBERED = 1000
 
@@ -38,6 +40,8 @@ def mismatch(hello: protocol.Hello) -> str:
     pickler = processes.version_of("cloudpickle") if hello.cloudpickle else ""
     if pickler and hello.cloudpickle.split(".")[0] != pickler.split(".")[0]:
         return f"it has cloudpickle {hello.cloudpickle}, and the client {pickler}"
+    if not hello.host.isprintable() or len(hello.host) > _LONGEST_HOST:
+        return f"its host name is none: {hello.host[:100]!a}"
     if trouble := trouble_with(hello.pools):
         return trouble
     if hello.missing:
