@@ -196,8 +196,8 @@ class Worker:
     #: what it has that not every worker has: workers without go first to who needs nothing of it
     rare: frozenset[str] = frozenset()
     lanes: dict[LaneId, Lane] = field(default_factory=dict)
-    #: there was not one CPU to be had when somebody looked last, and nothing has changed since
-    full: bool = False
+    #: units of CPUs that are free, or that lanes have and do not use; None: not counted since the last change
+    counted: int | None = None
     #: for whom room is being made here
     reserved: Queue | None = None
     #: the lane elsewhere that has all of it
@@ -208,6 +208,16 @@ class Worker:
         """A worker with nothing on it."""
         rare = frozenset(pool.name.partition("/")[0] for pool in pools) - _COMMON
         return cls(worker, Free(pools), ends, group, rare)
+
+    @property
+    def spare(self) -> int:
+        """Units of CPUs that are free, or that lanes have and do not use: who needs more need not look here."""
+        if self.lent is not None and not self.lent.sent:
+            return self.free.total("cpus")
+        if self.counted is None:
+            idle = (lane.needs.cpus * max(0, lane.width - len(lane.sent)) for lane in self.lanes.values())
+            self.counted = self.free.amount("cpus") + sum(idle)
+        return self.counted
 
     def lives(self, needs: Needs, now: float) -> bool:
         """Whether it lives as long as a task needs."""

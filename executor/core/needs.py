@@ -34,9 +34,9 @@ class Needs:
 
 
     @property
-    def whole_cpus(self) -> bool:
-        """Whether at least one CPU is needed."""
-        return any(need.name == "cpus" and (need.amount is None or need.amount >= UNIT) for need in self.needs)
+    def cpus(self) -> int:
+        """The units of CPUs without which it cannot be."""
+        return next((UNIT if need.amount is None else need.amount for need in self.needs if need.name == "cpus"), 0)
 
     def with_memory(self, factor: float, most: int) -> Needs:
         """The same with more memory, if it asks for some, but not with more than ``most``."""

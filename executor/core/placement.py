@@ -33,7 +33,7 @@ from executor.core.model import (
     prefetch,
 )
 from executor.core.needs import Needs
-from worker_agent.pools import UNIT, Place, Share
+from worker_agent.pools import Place, Share
 
 #: Seconds that a task which needs more than one place of others waits until places are kept for it.
 PATIENCE = 1.0
@@ -187,7 +187,7 @@ class Placement:
 
     def _note(self, worker: Worker) -> None:
         """It may have room that it had not before."""
-        worker.full = False
+        worker.counted = None
         self._look = True
         end = self._forgotten + len(self._changes)
         if self._seen >= end or self._changes[-1] is not worker:
@@ -207,9 +207,10 @@ class Placement:
     def _offer(self, of: TaskClass, workers: Iterable[Worker]) -> None:
         workers = dict.fromkeys(workers)
         for needs, tiers in zip(of.variants, of.candidates, strict=True):
-            wanted = _names(needs)
+            wanted, cpus = _names(needs), needs.cpus
             for worker in workers:
-                tiers[not worker.rare <= wanted][worker] = None
+                if worker.spare >= cpus:
+                    tiers[not worker.rare <= wanted][worker] = None
 
     # --- assignment ---------------------------------------------------------------------------------------------------
 
@@ -351,11 +352,11 @@ class Placement:
                     if any(map(_is_idle, candidates)):
                         self._open_on_nodes(queue, variant, now)
                     candidates.clear()
-                whole_cpus = needs.whole_cpus
+                cpus = needs.cpus
                 while queue.drop_ended() and candidates:
                     share = -(-len(queue.ready) // len(candidates))
                     worker, _ = candidates.popitem(last=False)
-                    if worker.full and whole_cpus:
+                    if worker.spare < cpus:
                         continue
                     if self._widen(worker, queue, variant, share, now):
                         candidates[worker] = None  # it goes to the end: who has room takes turns
@@ -364,7 +365,7 @@ class Placement:
         """Claim up to ``most`` places on a worker, and fill them; whether there may be more."""
         needs = queue.of.variants[variant]
         claims = self._claim(worker, queue, needs, most) if self._may_have(worker, queue, needs, now) else []
-        worker.full = len(claims) < most and _is_full(worker)
+        worker.counted = None
         if not claims:
             return False
         lane = self._give_places(worker, queue.of, variant, claims)
@@ -706,11 +707,6 @@ def _is_idle(worker: Worker) -> bool:
     """Whether nothing runs on it."""
     lent = worker.lent is not None and bool(worker.lent.sent)
     return not lent and not any(lane.sent for lane in worker.lanes.values())
-
-
-def _is_full(worker: Worker) -> bool:
-    """Whether there is not one CPU to be had."""
-    return worker.free.amount("cpus") < UNIT and all(len(lane.sent) >= lane.width for lane in worker.lanes.values())
 
 
 def _serves(share: Share, name: str) -> bool:
