@@ -129,6 +129,8 @@ class TaskClass:
     idle: OrderedDict[Lane, None] = field(default_factory=OrderedDict)
     shallow: OrderedDict[Lane, None] = field(default_factory=OrderedDict)
     deep: dict[Lane, None] = field(default_factory=dict)
+    #: per variant: the names of what it needs, and how many units of CPUs
+    wanted: list[tuple[frozenset[str], int]] = field(default_factory=list)
     #: per variant: workers that may have room; first those that have nothing rare which it does not need
     candidates: list[tuple[OrderedDict[Worker, None], OrderedDict[Worker, None]]] = field(default_factory=list)
     #: how many of its tasks agents are to give back, to run elsewhere

@@ -121,6 +121,7 @@ class Placement:
         if found is None:
             found = self.classes[key] = TaskClass(task.environment, task.variants)
             found.candidates = [(OrderedDict(), OrderedDict()) for _ in task.variants]
+            found.wanted = [(_names(needs), needs.cpus) for needs in task.variants]
             self._offer(found, self.workers.values())
             found.seen = self._seen = self._forgotten + len(self._changes)
         return found
@@ -201,16 +202,14 @@ class Placement:
     def _take_note(self, of: TaskClass) -> None:
         end = self._forgotten + len(self._changes)
         if of.seen < end:
-            self._offer(of, self._changes[of.seen - self._forgotten :])
+            self._offer(of, dict.fromkeys(self._changes[of.seen - self._forgotten :]))
             of.seen = self._seen = end
 
     def _offer(self, of: TaskClass, workers: Iterable[Worker]) -> None:
-        workers = dict.fromkeys(workers)
-        for needs, tiers in zip(of.variants, of.candidates, strict=True):
-            wanted, cpus = _names(needs), needs.cpus
+        for (names, cpus), tiers in zip(of.wanted, of.candidates, strict=True):
             for worker in workers:
                 if worker.spare >= cpus:
-                    tiers[not worker.rare <= wanted][worker] = None
+                    tiers[not worker.rare <= names][worker] = None
 
     # --- assignment ---------------------------------------------------------------------------------------------------
 
@@ -352,7 +351,7 @@ class Placement:
                     if any(map(_is_idle, candidates)):
                         self._open_on_nodes(queue, variant, now)
                     candidates.clear()
-                cpus = needs.cpus
+                _, cpus = of.wanted[variant]
                 while queue.drop_ended() and candidates:
                     share = -(-len(queue.ready) // len(candidates))
                     worker, _ = candidates.popitem(last=False)
@@ -656,16 +655,16 @@ class Placement:
     # --- rule 4 -------------------------------------------------------------------------------------------------------
 
     def _balance(self, now: float) -> None:
-        end = self._forgotten + len(self._changes)
         for of in list(self._deep):
             if not of.deep:
                 self._deep.pop(of, None)  # it may have been forgotten while another one was seen to
-            elif not of.has_ready and not of.is_quick and (of.seen < end or any(map(any, of.candidates))):
-                self._spread(of, now)
+            elif not of.is_quick and not of.has_ready:
+                self._take_note(of)
+                if of.idle or any(map(any, of.candidates)):
+                    self._spread(of, now)
 
     def _spread(self, of: TaskClass, now: float) -> None:
         """Let tasks that agents hold in advance run: places are claimed for them, and they are asked back."""
-        self._take_note(of)
         idle = _count_idle(of, now) - of.moving
         for lane in list(of.deep):
             held = sum(1 for _ in self._held(lane))
@@ -714,14 +713,14 @@ def _serves(share: Share, name: str) -> bool:
     return share.name == name or share.name.startswith(f"{name}/")
 
 
-def _names(needs: Needs) -> set[str]:
+def _names(needs: Needs) -> frozenset[str]:
     """What it needs something of; ``gpus/nvidia`` is also ``gpus``."""
-    return {need.name.partition("/")[0] for need in needs.needs}
+    return frozenset(need.name.partition("/")[0] for need in needs.needs)
 
 
 def _all_names(of: TaskClass) -> set[str]:
     """What its tasks need something of, in one variant or another."""
-    return {name for needs in of.variants for name in _names(needs)}
+    return {name for names, _ in of.wanted for name in names}
 
 
 def _helps(lane: Lane, of: TaskClass) -> bool:
