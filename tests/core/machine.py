@@ -255,11 +255,11 @@ class Machine(RuleBasedStateMachine):
     @rule(which=WHICH, environment=st.integers(0, ENVIRONMENTS - 1))
     def fail_to_prepare(self, which: int, environment: int) -> None:
         self.refused.add(environment)
-        for agent in self.agents.values():  # the tasks that one has it resolves, those of others too
-            for lane in agent.lanes.values():
-                if lane.environment == environment:
-                    lane.held.clear()
-        self.say(pick(self.agents, which), protocol.Unprepared(environment, "cannot be had"))
+        worker = pick(self.agents, which)
+        for lane in self.agents[worker].lanes.values():
+            if lane.environment == environment:
+                lane.held.clear()  # those of others are ended by order
+        self.say(worker, protocol.Unprepared(environment, "cannot be had"))
 
     # --- what the network does ----------------------------------------------------------------------------------------
 
@@ -355,8 +355,11 @@ class Machine(RuleBasedStateMachine):
         self.agents[effect.worker].recalls.append((effect.task.id, effect.task.attempt))
 
     def on_KillTask(self, effect: effects.KillTask) -> None:
-        (held,) = (held for held in self.agents[effect.worker].held() if held.task == effect.task.id)
+        agent = self.agents[effect.worker]
+        (held,) = (held for held in agent.held() if held.task == effect.task.id)
         held.killed = True
+        if effect.task.environment in self.refused:
+            agent.drop(held.task)  # nobody wants to hear of it
 
     def on_Tell(self, effect: effects.Tell) -> None:
         assert not self.ended[effect.task.id]
