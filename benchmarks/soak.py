@@ -33,6 +33,7 @@ from benchmarks import soak_tasks
 from benchmarks.soak_faults import LEASE, Crew, Faults, local_agents
 from benchmarks.soak_gauge import MIB, Gauge, give_back
 from executor import CAPTURE, HPCExecutor, Program, ProgramFailed, TaskDied
+from worker_agent import processes
 
 #: Local agents.
 LOCAL = 2
@@ -304,11 +305,10 @@ def counted(counts: Counter[str]) -> str:
 
 def marked_processes() -> list[str]:
     """Processes of this run that are left."""
-    mark, found = f"{MARK}={os.environ[MARK]}".encode(), []
-    for pid in (int(name) for name in os.listdir("/proc") if name.isdecimal() and int(name) != os.getpid()):
+    found = []
+    for pid in processes.marked(f"{MARK}={os.environ[MARK]}".encode()):
         with contextlib.suppress(OSError):
-            if mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
-                found.append(f"process {pid}: {Path(f'/proc/{pid}/cmdline').read_bytes()!r}")
+            found.append(f"process {pid}: {Path(f'/proc/{pid}/cmdline').read_bytes()!r}")
     return found
 
 

@@ -126,9 +126,10 @@ def _large_out_of_band(args: Any, kwargs: dict[str, Any]) -> Any:
 def pack_initializer(initializer: Callable[..., object], args: Sequence[Any]) -> bytes:
     """The pickle of ``(initializer, args)``. Raises SerializationError."""
     try:
-        return cloudpickle.dumps((initializer, tuple(args)), protocol=5)  # type: ignore[no-any-return]  # has no types
+        pickled: bytes = cloudpickle.dumps((initializer, tuple(args)), protocol=5)
     except Exception as error:
         raise SerializationError(f"the initializer or its initargs cannot be pickled: {error}") from error
+    return pickled
 
 
 def _is_plain(value: Any) -> bool:

@@ -52,12 +52,13 @@ class Functions:
 
     def _pickle(self, function: Callable[..., Any]) -> bytes:
         try:
-            return cloudpickle.dumps(function, protocol=5)  # type: ignore[no-any-return]  # has no types
+            pickled: bytes = cloudpickle.dumps(function, protocol=5)
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 raise
             text = f"the function {_safe_repr(function)} cannot be pickled: {reason_of(error)}"
             raise SerializationError(text) from error
+        return pickled
 
     def _intern(self, body: bytes) -> Function:
         found = self._by_body.get(body)

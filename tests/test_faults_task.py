@@ -139,7 +139,8 @@ def test_idle_interpreters_that_are_killed_are_replaced(new_executor, gate, kind
     (busy,) = gate.wait_arrivals()
     for pid in processes.children(parent_of(busy)):
         if pid != busy:
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # the one that ran the first task may be leaving
+                os.kill(pid, signal.SIGKILL)
     check_works(executor)
     gate.open()
     assert outcome(future) == busy

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import re
 from fractions import Fraction
-from typing import Final
+from typing import Final, SupportsIndex
 
 from worker_agent.pools import UNIT
 
@@ -23,10 +23,10 @@ def read_count(value: object, expected: str = "expected a whole number, 0 or mor
     :raises TypeError: no int; a bool is not an int here. The message is ``expected``.
     :raises ValueError: a negative number.
     """
-    if isinstance(value, bool):
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):  # NumPy's integers are welcome
         raise TypeError(expected)
     try:
-        number = operator.index(value)  # type: ignore[arg-type]  # NumPy's integers are welcome
+        number = operator.index(value)
     except TypeError:
         raise TypeError(expected) from None
     if number < 0:

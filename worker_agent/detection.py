@@ -7,14 +7,13 @@ the least that any of them leaves counts. What cannot be read or understood sets
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
 
 from worker_agent.amounts import MIB
-from worker_agent.cgroups import cpu_quota, memory_limit, positive, read_text
+from worker_agent.cgroups import memory_limit, positive, read_text, usable_cpus
 from worker_agent.grants import granted_cpus, granted_memory
 from worker_agent.pools import UNIT, Pool
 
@@ -39,9 +38,7 @@ def detect(
 
 
 def _most_cpus(cpus: Sequence[int], proc: str, cgroup: str, env: Mapping[str, str]) -> int:
-    quota = cpu_quota(proc, cgroup)
-    limits = [len(cpus) if quota is None else max(1, math.ceil(quota)), granted_cpus(env) or len(cpus)]
-    return min(limits)
+    return min(usable_cpus(proc, cgroup), granted_cpus(env) or len(cpus))
 
 
 def _by_node(cpus: Sequence[int], sys: str) -> list[list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import msgspec
 
@@ -20,9 +21,9 @@ def make_setup(environment: protocol.Prepare, stores: list[str]) -> runner.Setup
     """What its interpreters must know. ``stores`` are directories for payloads."""
     import cloudpickle
 
-    initializer = environment.initializer
+    initializer: Any = environment.initializer
     if isinstance(initializer, protocol.Stored):
-        initializer = (initializer.path, initializer.size)  # type: ignore[assignment]
+        initializer = (initializer.path, initializer.size)
     folder = os.path.dirname(os.path.dirname(os.path.abspath(cloudpickle.__file__)))
     return runner.Setup(
         environment.cwd, environment.path, environment.preload, initializer, environment.max_tasks,

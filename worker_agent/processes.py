@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 __all__ = [
     "AGENT", "END_AT_ONCE", "OwnChildren", "become_subreaper", "children", "descendants", "end_all_below",
-    "end_marked", "kill_group", "kill_tree", "pidfd_alive", "say", "set_parent_death_signal", "start_time",
-    "this_python", "version_of", "wait_for_ends",
+    "end_marked", "kill_all", "kill_group", "kill_tree", "marked", "pidfd_alive", "say", "set_parent_death_signal",
+    "start_time", "this_python", "variables_of", "version_of", "wait_for_ends",
 ]  # fmt: skip
 
 #: The signal by which a supervisor ends its agent at once. (SIGTERM lets the agent leave in its own time.)
@@ -296,23 +296,32 @@ def end_marked(name: str, value: str, seconds: float) -> None:
     So does Jenkins find what a build has left ("ProcessTreeKiller"); who has cleaned its environment escapes.
     """
     end = time.monotonic() + seconds
-    while (left := _marked(f"{name}={value}".encode())) and time.monotonic() < end:
-        left += [each for pid in left for each in descendants(pid)]
-        for pid in left:
-            kill_tree(pid)
-            _send(pid, signal.SIGKILL)
-        wait_for_ends(left, end - time.monotonic())
+    while (left := marked(f"{name}={value}".encode())) and time.monotonic() < end:
+        below = [each for pid in left for each in descendants(pid)]
+        kill_all(left)
+        wait_for_ends([*left, *below], end - time.monotonic())
 
 
-def _marked(mark: bytes) -> list[int]:
-    """Processes that live and have this among their variables."""
-    found = []
-    for name in filter(str.isdecimal, os.listdir("/proc")):
-        # Those of others may not be read; a zombie has none left.
-        with contextlib.suppress(OSError), open(f"/proc/{name}/environ", "rb") as file:
-            if mark in file.read().split(b"\0"):
-                found.append(int(name))
-    return [pid for pid in found if pid != os.getpid()]
+def marked(mark: bytes) -> list[int]:
+    """Processes that live and have this (NAME=VALUE) among the variables with which they began; without ourselves."""
+    pids = [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+    return [pid for pid in pids if pid != os.getpid() and mark in variables_of(pid)]
+
+
+def variables_of(pid: int) -> list[bytes]:
+    """The variables with which a process began, as NAME=VALUE; none of a zombie, or of what we may not read."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            return file.read().split(b"\0")
+    except OSError:
+        return []
+
+
+def kill_all(pids: Iterable[int]) -> None:
+    """SIGKILL to each of these processes and to all that is below it."""
+    for pid in pids:
+        kill_tree(pid)
+        _send(pid, signal.SIGKILL)
 
 
 def wait_for_ends(pids: Iterable[int], seconds: float) -> None:

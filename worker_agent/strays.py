@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 from collections.abc import Callable
 
 from worker_agent import processes
@@ -33,21 +31,16 @@ class Strays:
         sessions = {attempt.pid for attempt in self._programs.running_attempts()}
         strays = [pid for pid in self._children.pids() if not self._owns(pid)]
         strays = [pid for pid in strays if not self._belongs_to_running(pid, sessions)]
-        for pid in strays:
-            processes.kill_tree(pid, signal.SIGKILL)
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        if strays:
-            processes.wait_for_ends(strays, PATIENCE)
+        processes.kill_all(strays)
+        processes.wait_for_ends(strays, PATIENCE)
 
     def _belongs_to_running(self, pid: int, sessions: set[int]) -> bool:
         try:
             if os.getsid(pid) in sessions:
                 return True
-            with open(f"/proc/{pid}/environ", "rb") as file:
-                variables = file.read().split(b"\0")
         except OSError:
             return False
+        variables = processes.variables_of(pid)
         for attempt in self._programs.running_attempts():
             marks = [f"{name}={value}".encode() for name, value in task_identity(attempt.order).items()]
             if all(mark in variables for mark in marks):
