@@ -45,6 +45,6 @@ def _lacking(needs: Needs, frees: Sequence[Free]) -> Impossible:
     if needs.nodes:
         return Impossible("nodes", needs.nodes, len(frees))
     most = {need.name: max((free.total(need.name) for free in frees), default=0) for need in needs.needs}
-    lacking = [need for need in needs.needs if (need.amount or UNIT) > most[need.name]]
+    lacking = [need for need in needs.needs if need.least > most[need.name]]
     worst = (lacking or needs.needs)[0]  # else each alone could be had, but not from the same agent
     return Impossible(worst.name, (worst.amount or UNIT) / UNIT, most[worst.name] / UNIT)

@@ -67,7 +67,7 @@ def _never(worker: Worker, needs: Needs, now: float) -> str:
 
 def _too_much(worker: Worker, needs: Needs) -> Iterator[str]:
     for need in needs.needs:
-        total, wanted = worker.free.total(need.name), need.amount or UNIT
+        total, wanted = worker.free.total(need.name), need.least
         if wanted > total:
             yield f"{need.name}: {wanted / UNIT:g} wanted, {total / UNIT:g} there"
 

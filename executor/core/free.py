@@ -139,8 +139,8 @@ class _Stock(ABC):
         return self.free == self.total
 
     def possible(self, need: Need) -> bool:
-        """Whether the need would fit if nothing were claimed. All of a pool is one of something at least."""
-        return (UNIT if need.amount is None else need.amount) <= self.total
+        """Whether the need would fit if nothing were claimed."""
+        return need.least <= self.total
 
     def take_many(self, need: Need, most: int) -> list[Share]:
         """Take it as often as it fits, but not more often than ``most``."""
@@ -304,9 +304,11 @@ class _Indexed(_Stock):
         """
         if need.amount is None or need.amount % UNIT or (need.policy == "scatter" and len(self.groups) > 1):
             return None
-        units = need.amount // UNIT
-        enough = [group for group in self.groups if len(group) >= units]
-        return min(enough, key=len) if enough else None
+        units, best = need.amount // UNIT, None
+        for group in self.groups:
+            if len(group) >= units and (best is None or len(group) < len(best)):
+                best = group
+        return best
 
     def _take_alike(self, group: list[int], amount: int, most: int) -> list[Share]:
         """Shares of whole indices from one group, so many as it has."""

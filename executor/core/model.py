@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from enum import Enum
@@ -25,6 +26,8 @@ LaneId = NewType("LaneId", int)
 _COMMON = frozenset({"cpus", "memory"})
 #: Ways to run a task, the preferred one first.
 Variants = tuple[Needs, ...]
+#: So many units at least of some resources.
+Amounts = tuple[tuple[str, int], ...]
 
 
 class TaskState(Enum):
@@ -107,6 +110,10 @@ class Queue:
         """Which one is served first: the more important, then the older."""
         return -self.priority, self.ready[0].id
 
+    def waited(self, now: float) -> float:
+        """For how many seconds it waits for room."""
+        return 0.0 if self.blocked is None else now - self.blocked
+
     def drop_ended(self) -> bool:
         """Whether tasks wait, after those were dropped that ended while they waited."""
         ready = self.ready
@@ -128,22 +135,36 @@ class TaskClass:
     #: lanes that may have an idle place; whose agent may hold more in advance; and whose agent does hold some
     idle: OrderedDict[Lane, None] = field(default_factory=OrderedDict)
     shallow: OrderedDict[Lane, None] = field(default_factory=OrderedDict)
-    deep: dict[Lane, None] = field(default_factory=dict)
-    #: per variant: the names of what it needs, and how many units of CPUs
-    wanted: list[tuple[frozenset[str], int]] = field(default_factory=list)
+    #: ... and the first task that it held when that was looked at
+    deep: dict[Lane, int | None] = field(default_factory=dict)
     #: per variant: workers that may have room; first those that have nothing rare which it does not need
     candidates: list[tuple[OrderedDict[Worker, None], OrderedDict[Worker, None]]] = field(default_factory=list)
     #: how many of its tasks agents are to give back, to run elsewhere
     moving: int = 0
-    #: how many of the changes of workers it has taken note of
-    seen: int = 0
+    #: of how many of the changes of workers it has heard
+    heard: int = 0
     #: a running mean of how long its tasks take, in seconds; None before the first has ended
     duration: float | None = None
 
+    #: per variant: the names of what it needs, and how much at least of each
+    wanted: list[tuple[frozenset[str], Amounts]] = field(init=False)
+    #: so many units of CPUs at least, in one variant or another
+    least: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.candidates = [(OrderedDict(), OrderedDict()) for _ in self.variants]
+        self.wanted = [(needs.names, _amounts(needs)) for needs in self.variants]
+        self.least = min(dict(amounts).get("cpus", 0) for _, amounts in self.wanted)
+
     @property
-    def has_ready(self) -> bool:
+    def waits(self) -> bool:
         """Whether tasks of it wait for room."""
         return any(queue.ready for queue in self.queues.values())
+
+    @property
+    def names(self) -> frozenset[str]:
+        """What its tasks need something of, in one variant or another."""
+        return frozenset().union(*(needs.names for needs in self.variants))
 
     @property
     def takes_nodes(self) -> bool:
@@ -181,8 +202,23 @@ class Lane:
 
     @property
     def needs(self) -> Needs:
-        """What each of its places has."""
+        """What its tasks need."""
         return self.of.variants[self.variant]
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is given tasks. One that has been closed, or whose worker leaves, is not."""
+        return self.of.lanes.get((self.worker.id, self.variant)) is self
+
+    @property
+    def unused(self) -> int:
+        """At how many of its places nothing runs, as far as we know."""
+        return max(0, self.width - len(self.sent))
+
+    def each_has(self, name: str) -> int:
+        """So many units each of its places has of what could be needed under this name."""
+        place = next(iter(self.places.values()))
+        return sum(share.amount for share in place if share.name == name or share.name.startswith(f"{name}/"))
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -198,12 +234,14 @@ class Worker:
     #: what it has that not every worker has: workers without go first to who needs nothing of it
     rare: frozenset[str] = frozenset()
     lanes: dict[LaneId, Lane] = field(default_factory=dict)
-    #: units of CPUs that are free, or that lanes have and do not use; None: not counted since the last change
-    counted: int | None = None
+    #: by the name of a resource: units that are free or unused, as counted since the last change
+    counted: dict[str, int] = field(default_factory=dict)
     #: for whom room is being made here
     reserved: Queue | None = None
     #: the lane elsewhere that has all of it
     lent: Lane | None = None
+    #: whether it gets tasks
+    present: bool = True
 
     @classmethod
     def of_pools(cls, worker: WorkerId, pools: list[Pool], ends: float | None = None, group: str = "") -> Worker:
@@ -211,33 +249,64 @@ class Worker:
         rare = frozenset(pool.name.partition("/")[0] for pool in pools) - _COMMON
         return cls(worker, Free(pools), ends, group, rare)
 
+    def may_have(self, amounts: Amounts) -> bool:
+        """Whether so much may be free, or be had from lanes that do not use it: who needs more need not look here."""
+        for name, units in amounts:  # noqa: SIM110 -- a generator takes twice as long, and each change leads here
+            if self.counted.get(name, -1) < units and self.count(name) < units:
+                return False
+        return True
+
+    def count(self, name: str) -> int:
+        """Units of a resource that are free, or that lanes have and do not use."""
+        units = self.counted.get(name)
+        if units is None:
+            units = self.free.amount(name)
+            for lane in self.lanes.values():
+                if lane.width > len(lane.sent):
+                    units += lane.unused * lane.each_has(name)
+            self.counted[name] = units
+        return units if self.lent is None or self.lent.sent else self.free.total(name)
+
     @property
-    def spare(self) -> int:
-        """Units of CPUs that are free, or that lanes have and do not use: who needs more need not look here."""
-        if self.lent is not None and not self.lent.sent:
-            return self.free.total("cpus")
-        if self.counted is None:
-            idle = (lane.needs.cpus * max(0, lane.width - len(lane.sent)) for lane in self.lanes.values())
-            self.counted = self.free.amount("cpus") + sum(idle)
-        return self.counted
+    def runs(self) -> list[Lane]:
+        """The lanes whose tasks run there, if only on one of their nodes."""
+        lent = [] if self.lent is None or self.lent.worker is self else [self.lent]
+        return [*self.lanes.values(), *lent]
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing runs on it."""
+        return not any(lane.sent for lane in self.runs)
 
     def lives(self, needs: Needs, now: float) -> bool:
         """Whether it lives as long as a task needs."""
         return self.ends is None or now + needs.seconds <= self.ends
 
 
+def _amounts(needs: Needs) -> Amounts:
+    """Without which there is no room; whole nodes are looked for otherwise."""
+    return () if needs.nodes else tuple((need.name, need.least) for need in needs.needs)
+
+
 def prefetch(duration: float | None, width: int) -> int:
     """How many tasks a lane's agent may hold beyond those it runs, for tasks that take ``duration`` seconds.
 
-    Enough to bridge ``BRIDGE`` seconds without asking, at least one for each place, so that a long task's successor is
-    there when it ends. Tasks of unknown duration count as long.
+    Enough to bridge ``BRIDGE`` seconds without asking, at least one for each place, so that the successor is there when
+    a task ends. None of long ones, to which the moment until we hear of the end and send the next is nothing: they go
+    where there is room first.
     """
-    if duration is None or duration >= BRIDGE:
-        return width
-    return width * int(BRIDGE / max(duration, BRIDGE / DEEPEST))
+    if duration is None:
+        duration = ASSUMED
+    if duration >= LONG:
+        return 0
+    return width * max(1, int(BRIDGE / max(duration, BRIDGE / DEEPEST)))
 
 
 #: Seconds of work that an agent holds in advance.
 BRIDGE = 0.02
 #: Tasks that an agent holds in advance for one place of a lane, at most.
 DEEPEST = 512
+#: Seconds from which on a task is long.
+LONG = 1.0
+#: Seconds that tasks are taken to last as long as none of their class has ended: they may be long.
+ASSUMED = math.inf

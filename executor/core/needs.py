@@ -20,6 +20,11 @@ class Need:
     amount: int | None
     policy: str = "compact"
 
+    @property
+    def least(self) -> int:
+        """The units without which it cannot be met. All of a pool is one of something at least."""
+        return UNIT if self.amount is None else self.amount
+
 
 @dataclass(frozen=True, slots=True)
 class Needs:
@@ -32,11 +37,10 @@ class Needs:
     seconds: float = 0.0
     nodes: int = 0
 
-
     @property
-    def cpus(self) -> int:
-        """The units of CPUs without which it cannot be."""
-        return next((UNIT if need.amount is None else need.amount for need in self.needs if need.name == "cpus"), 0)
+    def names(self) -> frozenset[str]:
+        """What it needs something of; ``gpus/nvidia`` is also ``gpus``."""
+        return frozenset(need.name.partition("/")[0] for need in self.needs)
 
     def with_memory(self, factor: float, most: int) -> Needs:
         """The same with more memory, if it asks for some, but not with more than ``most``."""

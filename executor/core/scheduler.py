@@ -51,7 +51,7 @@ class Scheduler:
     @property
     def workers(self) -> dict[WorkerId, Worker]:
         """Those that get tasks."""
-        return self._placement.workers
+        return self._placement.news.workers
 
     @property
     def has_backlog(self) -> bool:
@@ -92,7 +92,7 @@ class Scheduler:
 
     def queue_of(self, task: Task) -> Queue | None:
         """Where the task waits for room, if it does."""
-        return self._placement.class_of(task).queues.get(task.priority)
+        return self._placement.news.class_of(task).queues.get(task.priority)
 
     def settled(self, number: int, how: str, first: Any, now: float) -> list[Effect]:
         """What tasks wait for and is no task here has ended; ``first`` is for who needed it to end otherwise."""
@@ -122,7 +122,7 @@ class Scheduler:
     def withdrawn(self, task_id: int, now: float) -> list[Effect]:
         """The task was cancelled before it was sent, though it was to be: its agent has never heard of it."""
         task = self.tasks[task_id]
-        self._placement.leave_lane(task)
+        self._placement.lanes.leave(task)
         self._do(effects.Answer(task, cancelled=True))
         self._end(task, CANCELLED)
         return self._assign(now)
@@ -163,14 +163,14 @@ class Scheduler:
                 started = task.state is TaskState.RUNNING or position < len(lane.places)
                 self._give_back(task, reason, started=started, planned=leaving is not None)
             lane.sent.clear()
-            self._placement.return_nodes(lane)
+            self._placement.lanes.return_nodes(lane)
         return self._assign(now)
 
     def _end_on_other_nodes(self, worker: Worker, reason: str) -> None:
         """A task that runs on several nodes and has lost one ends on its first."""
         lane = worker.lent
         if lane is not None and lane.worker is not worker:
-            self._placement.break_up(lane)
+            self._placement.nodes.break_up(lane)
             for task in lane.sent.values():
                 self._broken[task.id] = reason
                 self._do(effects.KillTask(lane.worker.id, task, 9, 0.0))
@@ -194,7 +194,7 @@ class Scheduler:
             else:
                 self._drop(report)
         elif isinstance(report, protocol.Freed):
-            self._placement.freed(worker, LaneId(report.lane), report.places)
+            self._placement.lanes.freed(worker, LaneId(report.lane), report.places)
         elif isinstance(report, protocol.Unprepared):
             self._on_unprepared(worker, report)
         elif isinstance(report, protocol.Leaving):
@@ -213,7 +213,7 @@ class Scheduler:
     def _on_started(self, task: Task, report: protocol.Started) -> None:
         if task.state is TaskState.SENT:
             task.move(TaskState.RUNNING)
-            self._placement.stays(task)  # it is not given back any more
+            self._placement.lanes.stays(task)  # it is not given back any more
         self._do(effects.Tell(task, report))
 
     def _on_output(self, task: Task, report: protocol.Output) -> None:
@@ -222,7 +222,7 @@ class Scheduler:
     def _on_finished(self, task: Task, report: protocol.Finished) -> None:
         started = task.state is TaskState.RUNNING
         of = _lane(task).of
-        self._placement.leave_lane(task)
+        self._placement.lanes.leave(task)
         broken = self._broken.pop(task.id, None)
         if report.end == protocol.LOST or (broken is not None and report.end == protocol.KILLED):
             self._give_back(task, broken or report.body.decode(errors="replace"), started=started)
@@ -254,12 +254,12 @@ class Scheduler:
         return max((worker.free.total("memory") for worker in workers), default=0)
 
     def _on_recalled(self, task: Task, report: protocol.Recalled) -> None:
-        moving = self._placement.stays(task)
+        moving = self._placement.lanes.stays(task)
         if moving and not report.given_back and task.state is TaskState.SENT:
             task.move(TaskState.RUNNING)  # which its agent will say in a moment
         if task.id not in self._recalled:
             if moving and report.given_back:
-                self._placement.leave_lane(task)
+                self._placement.lanes.leave(task)
                 if task.doomed:
                     self._resolve_killed(task)  # nothing is left there that could be killed
                 else:
@@ -267,7 +267,7 @@ class Scheduler:
             return
         self._answer(task, report.given_back)
         if report.given_back:
-            self._placement.leave_lane(task)
+            self._placement.lanes.leave(task)
             self._end(task, CANCELLED)
 
     _handlers: ClassVar[dict[type[Any], Callable[[Scheduler, Task, Any], None]]] = {
@@ -286,7 +286,7 @@ class Scheduler:
             if task.lane is not None:
                 if task.lane.worker is not worker:  # which has given them up itself
                     self._do(effects.KillTask(task.lane.worker.id, task, 9, 0.0))
-                self._placement.leave_lane(task)
+                self._placement.lanes.leave(task)
             self._resolve(task, refused)
 
     # --- tasks --------------------------------------------------------------------------------------------------------
@@ -298,7 +298,7 @@ class Scheduler:
         """
         task.losses += started and not planned
         task.lane = None
-        self._placement.stays(task)
+        self._placement.lanes.stays(task)
         if task.doomed:
             self._resolve_killed(task)
         elif started and (task.losses > task.crash_limit or task.crash_limit == 0):
@@ -332,7 +332,7 @@ class Scheduler:
             self._placement.drop(task)
         self.tasks.pop(task.id, None)
         self._broken.pop(task.id, None)
-        self._placement.stays(task)
+        self._placement.lanes.stays(task)
         self._dependents.forget(task)
         self._answer(task, cancelled=False)
         if self._dependents.needed(task.id):

@@ -92,7 +92,7 @@ class Cluster:
     @property
     def classes(self) -> list[Any]:
         """What the scheduler knows of classes of tasks."""
-        return list(self.scheduler._placement.classes.values())
+        return list(self.scheduler._placement.news.classes.values())
 
     def lane(self, worker: WorkerId, number: LaneId) -> Lane:
         return self.scheduler.workers[worker].lanes[number]
@@ -183,7 +183,7 @@ def started(task: Task, attempt: int | None = None) -> Started:
     return Started(task.id, task.attempt if attempt is None else attempt, 4242, 1000.0)
 
 
-def finished(task: Task, end: str = VALUE, seconds: float = 1.0, attempt: int | None = None, **rest: Any) -> Finished:
+def finished(task: Task, end: str = VALUE, seconds: float = 0.5, attempt: int | None = None, **rest: Any) -> Finished:
     number = task.attempt if attempt is None else attempt
     return Finished(task.id, number, end, started=1000.0, ended=1000.0 + seconds, **rest)
 

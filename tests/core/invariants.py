@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from executor.core.model import Lane, TaskClass, TaskState, Worker
-from executor.core.placement import Placement, _lanes_on
+from executor.core.placement import Placement
 from executor.core.scheduler import Scheduler
 from worker_agent.pools import UNIT, Share
 
@@ -21,7 +21,7 @@ def check(scheduler: Scheduler, now: float) -> None:
             _check_lane(scheduler, lane)
     for worker in scheduler.workers.values():
         _check_worker(placement, worker)
-    for of in placement.classes.values():
+    for of in placement.news.classes.values():
         _check_class(placement, of)
     _check_nobody_waits_in_vain(placement, now)
     _check_dependents(scheduler)
@@ -36,18 +36,18 @@ def _check_tasks(scheduler: Scheduler) -> None:
         assert sent == (task.state in (TaskState.SENT, TaskState.RUNNING)), f"task {task.id} {task.state}"
         assert sent or task.lane is None, f"task {task.id} names a lane that does not have it"
         if task.state is TaskState.READY:
-            of = placement.classes.get((task.environment, task.variants))
+            of = placement.news.classes.get((task.environment, task.variants))
             queue = of.queues.get(task.priority) if of is not None else None
             assert queue is not None, f"task {task.id} waits in a queue that nobody knows"
             assert [each for each in queue.ready if each is task] == [task], f"task {task.id} waits nowhere, or twice"
             assert queue in placement._waiting, f"task {task.id} waits in a queue that is not served"
-    for number in placement.moving:
+    for number in placement.lanes.moving:
         assert scheduler.tasks[number].state is TaskState.SENT, f"task {number} moves, and was not sent"
     for number in scheduler._recalled:
         assert scheduler.tasks[number].lane is not None, f"task {number} is asked for, and was not sent"
     assert all(scheduler.tasks[number].lane is not None for number in scheduler._broken), "it runs nowhere"
     assert not scheduler._ends
-    assert not placement._left
+    assert not placement.lanes.left
 
 
 def _check_given(worker: Worker) -> None:
@@ -85,11 +85,11 @@ def _check_lane(scheduler: Scheduler, lane: Lane) -> None:
     attached = lane.of.lanes.get((lane.worker.id, lane.variant)) is lane
     assert attached == (lane.worker.id in scheduler.workers), f"{what} and its class do not agree"
     if attached:
-        known = scheduler._placement.classes.get((lane.of.environment, lane.of.variants))
+        known = scheduler._placement.news.classes.get((lane.of.environment, lane.of.variants))
         assert known is lane.of, f"{what} is of a class that was forgotten"
         assert len(lane.sent) >= lane.width or lane in lane.of.idle, f"{what} is idle and nobody knows"
         held = [task for task in list(lane.sent.values())[len(lane.places) :] if task.state is TaskState.SENT]
-        moving = scheduler._placement.moving
+        moving = scheduler._placement.lanes.moving
         assert lane in lane.of.deep or all(task.id in moving for task in held) or lane.width == 0, f"{what} is deep"
 
 
@@ -112,22 +112,22 @@ def _check_class(placement: Placement, of: TaskClass) -> None:
     for (worker_id, variant), lane in of.lanes.items():
         assert lane.of is of
         assert (lane.worker.id, lane.variant) == (worker_id, variant)
-        assert placement.workers.get(worker_id) is lane.worker, f"lane {lane.id} is on a worker that is gone"
+        assert placement.news.workers.get(worker_id) is lane.worker, f"lane {lane.id} is on a worker that is gone"
         assert lane.worker.lanes.get(lane.id) is lane
     for lanes in (of.idle, of.shallow, of.deep):
         assert set(lanes) <= set(of.lanes.values())
-    assert not of.deep or of in placement._deep
-    assert of.lanes or of.has_ready, f"environment {of.environment} has nothing and is not forgotten"
+    assert not of.deep or of in placement.lanes.deep
+    assert of.lanes or of.waits, f"environment {of.environment} has nothing and is not forgotten"
     for priority, queue in of.queues.items():
         assert (queue.of, queue.priority) == (of, priority)
         assert not queue.ready or queue in placement._waiting
-        assert all(placement.workers.get(worker.id) is worker for worker in queue.reserved)
+        assert all(placement.news.workers.get(worker.id) is worker for worker in queue.reserved)
         assert all(worker.reserved is queue for worker in queue.reserved)
         assert not queue.reserved or queue.drop_ended(), "room is kept for nobody"
 
 
 def _check_nobody_waits_in_vain(placement: Placement, now: float) -> None:
-    for of in placement.classes.values():
+    for of in placement.news.classes.values():
         for queue in of.queues.values():
             first = next((task for task in queue.ready if task.state is TaskState.READY), None)
             if first is None:
@@ -136,9 +136,10 @@ def _check_nobody_waits_in_vain(placement: Placement, now: float) -> None:
                 idle = len(lane.sent) < lane.width and lane.worker.lives(lane.needs, now)
                 assert not idle, f"task {first.id} waits beside an idle place of lane {lane.id}"
             for needs in of.variants:
-                allowed = [each for each in placement.workers.values() if placement._may_have(each, queue, needs, now)]
+                workers = placement.news.workers.values()
+                allowed = [each for each in workers if placement.reservations.may_have(each, queue, needs, now)]
                 if needs.nodes:
-                    nodes = placement._idle_nodes(queue, needs, now)
+                    nodes = placement.nodes.find(queue, needs, now)
                     coming = any(map(_gives_back, nodes))
                     assert not nodes or coming, f"task {first.id} waits beside idle nodes"
                     continue
@@ -151,12 +152,12 @@ def _check_nobody_waits_in_vain(placement: Placement, now: float) -> None:
 
 def _gives_back(worker: Worker) -> bool:
     """Whether places there were asked back and are still to come."""
-    return any(len(lane.places) > lane.width for lane in _lanes_on(worker))
+    return any(len(lane.places) > lane.width for lane in worker.runs)
 
 
 def _is_unused(worker: Worker) -> bool:
     """Whether nothing runs there, and nobody has been asked to give back what is there."""
-    return not _gives_back(worker) and not any(lane.sent for lane in _lanes_on(worker))
+    return not _gives_back(worker) and not any(lane.sent for lane in worker.runs)
 
 
 def _check_dependents(scheduler: Scheduler) -> None:

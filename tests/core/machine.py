@@ -474,10 +474,10 @@ class Machine(RuleBasedStateMachine):
             self.perform(self.scheduler.lost(worker, "the end", self.now))
         placement = self.scheduler._placement
         assert not self.scheduler.tasks
-        assert not placement.classes
-        assert not placement.moving
+        assert not placement.news.classes
+        assert not placement.lanes.moving
         assert not placement.has_backlog
-        assert not placement._deep
+        assert not placement.lanes.deep
         assert not self.scheduler._broken
         assert not self.scheduler._dependents._missing
 

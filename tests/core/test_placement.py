@@ -38,8 +38,9 @@ from executor.core.effects import (
     TakePlaces,
 )
 from executor.core.model import Lane, LaneId, Task, TaskState
+from executor.core.moments import LOOK_AGAIN
 from executor.core.needs import Need, Needs
-from executor.core.placement import LOOK_AGAIN, PATIENCE
+from executor.core.reservations import PATIENCE
 from executor.core.retries import Retries
 from worker_agent.pools import UNIT, Pool
 from worker_agent.protocol import ERROR, KILLED, RETURNED, VALUE, Finished, Leaving
@@ -200,7 +201,7 @@ def test_a_large_task_is_not_starved_by_a_stream_of_small_ones(cluster: Cluster)
         cluster.tick(step * 0.1).seen = True
         done = running(small)[0]
         cluster.report(W1, started(done), finished(done)).seen = True
-        for task in [task for task in small if task.id in cluster.scheduler._placement.moving]:
+        for task in [task for task in small if task.id in cluster.scheduler._placement.lanes.moving]:
             cluster.report(W1, recalled(task, True)).seen = True
         for lane in list(cluster.scheduler.workers[W1].lanes.values()):
             idle = len(lane.places) - max(lane.width, len(lane.sent))
@@ -746,7 +747,7 @@ def test_a_worker_that_changes_twice_is_looked_at_twice(cluster: Cluster) -> Non
 
 
 def test_all_that_is_forgotten_of_many_changes_was_seen(cluster: Cluster, monkeypatch: Any) -> None:
-    monkeypatch.setattr("executor.core.placement._MANY_CHANGES", 3)
+    monkeypatch.setattr("executor.core.news._MANY_CHANGES", 3)
     (waiting,) = cluster.tasks(1, 1, **BIG)
     assert cluster.submit(waiting) == []
     for worker in range(10, 20):

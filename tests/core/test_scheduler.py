@@ -46,6 +46,7 @@ from executor.core.free import Free
 from executor.core.model import (
     BRIDGE,
     DEEPEST,
+    LONG,
     ONE_CPU_EACH,
     IllegalMove,
     Lane,
@@ -56,6 +57,7 @@ from executor.core.model import (
     WorkerId,
     prefetch,
 )
+from executor.core.moments import LOOK_AGAIN
 from executor.core.retries import Retries
 from executor.core.scheduler import Scheduler
 from worker_agent.protocol import (
@@ -156,7 +158,9 @@ def test_output_is_told_to_the_future_whether_or_not_the_start_was(cluster: Clus
         (None, 3, 3),
         (0.0, 3, 3 * DEEPEST),
         (BRIDGE, 1, 1),
-        (3600.0, 4, 4),
+        (LONG / 2, 4, 4),
+        (LONG, 4, 0),
+        (3600.0, 4, 0),
         (BRIDGE / 2, 1, 2),
         (BRIDGE / 20, 1, 20),
         (BRIDGE / 20, 3, 60),
@@ -187,6 +191,15 @@ def test_no_time_that_a_report_names_stops_the_prefetch(cluster: Cluster, began:
         end = Finished(task.id, 1, VALUE, started=began, ended=ended)
         assert [effect.task for effect in cluster.report(W1, end) if isinstance(effect, Resolve)] == [task]
         assert following.state is TaskState.SENT
+
+
+def test_what_may_be_long_is_not_held_in_advance(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would wait for a task that may be long, though soon there may be room elsewhere, or something more urgent."""
+    monkeypatch.undo()  # what the other tests assume
+    tasks = cluster.tasks(7)
+    assert cluster.submit(*tasks) == []
+    assert started_tasks(cluster.join(W1, 2)) == tasks[:2]
+    assert started_tasks(cluster.report(W1, finished(tasks[0], seconds=BRIDGE))) == tasks[2:5]
 
 
 def test_a_mean_of_very_many_tasks_that_took_no_time_can_be_used() -> None:
@@ -422,6 +435,20 @@ def test_short_tasks_are_not_worth_moving(cluster: Cluster) -> None:
     end = finished(tasks[0], seconds=0.001)
     assert cluster.report(W1, end) == [Resolve(tasks[0], end), Start(W1, L1, tasks[2])]
     assert cluster.join(W2, 1) == []
+
+
+def test_short_tasks_are_moved_if_one_before_them_takes_longer_than_its_like(cluster: Cluster) -> None:
+    tasks = cluster.start(4, slots=1)
+    cluster.end(tasks[0])
+    end = finished(tasks[1], seconds=1e-5)
+    for _ in range(60):
+        cluster.classes[0].measured(1e-5)
+    assert cluster.report(W1, end) == [Resolve(tasks[1], end), Start(W1, L1, tasks[3])]
+    cluster.begin(W1, tasks[2])
+    assert cluster.join(W2, 1) == []
+    assert cluster.tick(LOOK_AGAIN) == []  # who knows how long it has been running
+    assert cluster.tick(LOOK_AGAIN * 2) == [*opened(W2, L2, 0, 1), RecallTask(W1, tasks[3])]
+    assert cluster.report(W1, recalled(tasks[3], given_back=True)) == [Requeue(tasks[3]), Start(W2, L2, tasks[3])]
 
 
 # ---- rule 2: a report counts only for the current attempt, from the worker that has the task
@@ -1014,7 +1041,7 @@ def break_lane(scheduler: Scheduler, lane: Lane) -> None:
 
 
 def break_class(scheduler: Scheduler, lane: Lane) -> None:
-    scheduler._placement.classes.clear()
+    scheduler._placement.news.classes.clear()
 
 
 def break_known(scheduler: Scheduler, lane: Lane) -> None:
@@ -1026,7 +1053,7 @@ def break_order(scheduler: Scheduler, lane: Lane) -> None:
 
 
 def break_moving(scheduler: Scheduler, lane: Lane) -> None:
-    scheduler._placement.moving[3] = lane.of
+    scheduler._placement.lanes.moving[3] = lane.of
 
 
 def break_room(scheduler: Scheduler, lane: Lane) -> None:

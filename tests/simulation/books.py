@@ -71,11 +71,11 @@ def check_books(core: Scheduler) -> None:
         for lane in worker.lanes.values():
             _check_lane(core, lane)
         _check_reservation(worker)
-    for each in core._placement.classes.values():
+    for each in core._placement.news.classes.values():
         idle = any(len(lane.sent) < lane.width for lane in each.lanes.values())
         waits = any(task.state is TaskState.READY for queue in each.queues.values() for task in queue.ready)
         assert not (waits and idle), f"environment {each.environment}: tasks wait beside idle places"
-    strange = [number for number in core._placement.moving if number not in core.tasks]
+    strange = [number for number in core._placement.lanes.moving if number not in core.tasks]
     assert not strange, f"tasks {strange} move, and have ended"
 
 

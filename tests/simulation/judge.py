@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from books import check_books, excess, parts
 
-from executor.core import effects, placement
+from executor.core import effects, moments, reservations
 from executor.core.dependents import AFTER_ANY, AFTER_OK, Condition
 from executor.core.members import LEASE, PATIENCE_PER_LEASE
 from executor.core.model import Lane as HubLane
@@ -189,7 +189,7 @@ class Judge:
         if first is None or first.state is not TaskState.READY or task.priority >= first.priority:
             return
         waited = self.world.now - self._first_since
-        if waited < users.longest + users.longest_leave + placement.PATIENCE + placement.LOOK_AGAIN + ANSWER:
+        if waited < users.longest + users.longest_leave + reservations.PATIENCE + moments.LOOK_AGAIN + ANSWER:
             return
         if any(covers(shares, needs) for needs in first.variants for shares in lane.places.values()):
             text = f"waits for {waited:.3f} s, and {task.id} is sent, with priority {task.priority}"

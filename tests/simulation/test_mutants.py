@@ -13,9 +13,12 @@ from world import World
 
 from executor.core import effects, members
 from executor.core.dependents import FAILED, Condition, Dependents
+from executor.core.lanes import Lanes, most_held
 from executor.core.members import Members
-from executor.core.model import TaskState, prefetch
+from executor.core.model import Lane, TaskState
+from executor.core.news import News
 from executor.core.placement import Placement
+from executor.core.reservations import Reservations
 from executor.core.scheduler import Scheduler
 from worker_agent import link, protocol
 from worker_agent.link import Link
@@ -74,9 +77,9 @@ def no_attempt_check(patch: pytest.MonkeyPatch) -> None:
     def on_report(self: Scheduler, worker: Any, report: Any) -> None:
         task = self.tasks.get(getattr(report, "task", 0))
         if type(report) is protocol.Unprepared:
-            self._on_unprepared(report)
+            self._on_unprepared(worker, report)
         elif type(report) is protocol.Freed:
-            self._placement.freed(worker, report.lane, report.places)
+            self._placement.lanes.freed(worker, report.lane, report.places)
         elif task is not None and task.lane is not None and type(report) in self._handlers:
             self._handlers[type(report)](self, task, report)
 
@@ -119,13 +122,12 @@ def a_lost_agent_s_tasks_are_forgotten(patch: pytest.MonkeyPatch) -> None:
 def what_must_not_start_twice_waits_in_queues(patch: pytest.MonkeyPatch) -> None:
     """A task with crash_limit=0 is sent in advance."""
 
-    def fill(self: Placement, lane: Any, limit: int, queue: Any, in_advance: bool = False) -> None:  # noqa: ARG001
-        while queue.ready and len(lane.sent) < limit:
-            task = queue.ready.popleft()
-            if task.state is TaskState.READY:
-                self._send(lane, task)
+    def fill_in_advance(self: Lanes, lane: Any, limit: int, queue: Any) -> None:
+        self.fill(lane, limit, queue)
+        if len(lane.sent) > lane.width:
+            self.mark_deep(lane)
 
-    patch.setattr(Placement, "_fill", fill)
+    patch.setattr(Lanes, "fill_in_advance", fill_in_advance)
 
 
 # ---- places
@@ -186,60 +188,60 @@ def a_closed_lane_is_gone_at_once(patch: pytest.MonkeyPatch) -> None:
 @mutant
 def the_hub_does_not_wait_for_places_to_be_free(patch: pytest.MonkeyPatch) -> None:
     """What it asks back is somebody else's at once."""
-    original = Placement._take_places
+    original = Lanes.take
 
-    def take_places(self: Placement, lane: Any, number: int) -> None:
+    def take(self: Lanes, lane: Any, number: int) -> None:
         original(self, lane, number)
         self.freed(lane.worker, lane.id, list(lane.places)[-number:])
 
-    patch.setattr(Placement, "_take_places", take_places)
+    patch.setattr(Lanes, "take", take)
 
 
 @mutant
 def freed_places_count_twice(patch: pytest.MonkeyPatch) -> None:
     """What was given back is free, and free once more."""
-    original = Placement.freed
+    original = Lanes.freed
 
-    def freed(self: Placement, worker: Any, lane_id: Any, numbers: Any) -> None:
+    def freed(self: Lanes, worker: Any, lane_id: Any, numbers: Any) -> None:
         lane = worker.lanes.get(lane_id)
         shares = [lane.places[number] for number in numbers if number in lane.places] if lane else []
         original(self, worker, lane_id, numbers)
         for each in shares:
             worker.free.release(each)
 
-    patch.setattr(Placement, "freed", freed)
+    patch.setattr(Lanes, "freed", freed)
 
 
 @mutant
 def each_freed_place_frees_another(patch: pytest.MonkeyPatch) -> None:
     """The hub counts how many places it got back, and takes more of those that it waits for."""
-    original = Placement.freed
+    original = Lanes.freed
 
-    def freed(self: Placement, worker: Any, lane_id: Any, numbers: Any) -> None:
+    def freed(self: Lanes, worker: Any, lane_id: Any, numbers: Any) -> None:
         lane = worker.lanes.get(lane_id)
         others = [number for number in lane.places if number not in numbers] if lane else []
         original(self, worker, lane_id, [*numbers, *others[: len(numbers)]])
 
-    patch.setattr(Placement, "freed", freed)
+    patch.setattr(Lanes, "freed", freed)
 
 
 @mutant
 def a_lane_with_tasks_is_closed(patch: pytest.MonkeyPatch) -> None:
     """What it has is claimed for others while its tasks run."""
 
-    def reclaim(self: Placement, worker: Any, queue: Any, needs: Any) -> bool:  # noqa: ARG001
+    def reclaim(self: Lanes, worker: Any, queue: Any, needs: Any) -> bool:  # noqa: ARG001
         for lane in list(worker.lanes.values()):
-            if not lane.of.has_ready and len(lane.sent) < len(lane.places):
-                self._close(lane)
+            if not lane.of.waits and len(lane.sent) < len(lane.places):
+                self.close(lane)
         return bool(worker.free.fits(needs))
 
-    patch.setattr(Placement, "_reclaim", reclaim)
+    patch.setattr(Lanes, "_reclaim", reclaim)
 
 
 @mutant
 def a_reservation_stays(patch: pytest.MonkeyPatch) -> None:
     """A worker is kept for a class that has been served."""
-    patch.setattr(Placement, "_unreserve", lambda self, worker: None)
+    patch.setattr(Reservations, "release", lambda self, worker: None)
 
 
 @mutant
@@ -250,27 +252,60 @@ def a_reservation_stays_when_its_task_is_cancelled(patch: pytest.MonkeyPatch) ->
 
 @mutant
 def a_worker_that_has_changed_again_is_not_looked_at(patch: pytest.MonkeyPatch) -> None:
-    """It is known to have changed; that somebody has looked at it since is forgotten."""
+    """It is known to have changed; that classes have heard of it since is forgotten."""
 
-    def note(self: Placement, worker: Any) -> None:
-        self._look = True
-        if not self._changes or self._changes[-1] is not worker:
-            self._changes.append(worker)
+    def note(self: News, worker: Any) -> None:
+        worker.counted.clear()
+        if not self._told or self._told[-1] is not worker:
+            self._changed[worker] = None
 
-    patch.setattr(Placement, "_note", note)
+    patch.setattr(News, "note", note)
+
+
+@mutant
+def who_listens_again_does_not_hear_what_it_has_missed(patch: pytest.MonkeyPatch) -> None:
+    """A class of which no task has waited for a while knows nothing of the changes meanwhile."""
+    patch.setattr(News, "_catch_up", lambda self, of: None)
+
+
+@mutant
+def what_is_unused_is_not_counted_anew(patch: pytest.MonkeyPatch) -> None:
+    """A worker where places are unused now is taken for full."""
+
+    def note(self: News, worker: Any) -> None:
+        self._changed[worker] = None
+
+    patch.setattr(News, "note", note)
+
+
+@mutant
+def a_class_whose_tasks_are_held_does_not_listen(patch: pytest.MonkeyPatch) -> None:
+    """What is held in advance stays where it is though there is room elsewhere."""
+
+    def mark_deep(self: Lanes, lane: Any) -> None:
+        lane.of.deep.setdefault(lane, None)
+        self.deep[lane.of] = None
+
+    patch.setattr(Lanes, "mark_deep", mark_deep)
+
+
+@mutant
+def short_tasks_wait_behind_a_long_one(patch: pytest.MonkeyPatch) -> None:
+    """Short tasks are not worth moving, though one before them takes longer than its like."""
+    patch.setattr("executor.core.balance._find_stuck", lambda of: [])
 
 
 @mutant
 def an_older_task_is_asked_back_for_a_younger_one(patch: pytest.MonkeyPatch) -> None:
     """It was sent after others that are younger still; when it is back, it goes there again."""
 
-    def comes_after(self: Placement, lane: Any, queue: Any) -> bool:
+    def comes_after(self: Reservations, lane: Any, queue: Any) -> bool:
         if lane.of is queue.of or lane.worker.lent is not None:
             return False
         first = next((task for task in lane.sent.values() if task.state is TaskState.SENT), None)
         return first is None or (-first.priority, first.id) > queue.order
 
-    patch.setattr(Placement, "_comes_after", comes_after)
+    patch.setattr(Reservations, "_comes_after", comes_after)
 
 
 # ---- priorities, and what waits for others
@@ -298,7 +333,12 @@ def a_lane_goes_on_though_somebody_more_important_waits(patch: pytest.MonkeyPatc
 @mutant
 def no_room_is_made_for_who_needs_any_of_a_family(patch: pytest.MonkeyPatch) -> None:
     """Who needs ``gpus`` is not known to wait for ``gpus/nvidia``."""
-    patch.setattr("executor.core.placement._serves", lambda pool, need: pool == need)
+
+    def each_has(self: Lane, name: str) -> int:
+        place = next(iter(self.places.values()))
+        return sum(share.amount for share in place if share.name == name)
+
+    patch.setattr(Lane, "each_has", each_has)
 
 
 @mutant
@@ -306,11 +346,10 @@ def the_unimportant_is_held_in_advance(patch: pytest.MonkeyPatch) -> None:
     """And goes before what is more important, but may not be held in advance."""
 
     def deepen(self: Placement, queue: Any, now: float) -> None:  # noqa: ARG001
-        of = queue.of
-        for lane in list(of.shallow):
-            self._fill(lane, lane.width + prefetch(of.duration, lane.width), queue)
+        for lane in list(queue.of.shallow):
+            self.lanes.fill(lane, most_held(lane), queue)
             if len(lane.sent) > lane.width:
-                of.deep[lane] = self._deep[of] = None
+                self.lanes.mark_deep(lane)
 
     patch.setattr(Placement, "_deepen", deepen)
 

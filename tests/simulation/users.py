@@ -9,7 +9,7 @@ from judge import Future
 
 from executor.core.dependents import AFTER_ANY, AFTER_NOT_OK, AFTER_OK, Condition
 from executor.core.model import Task, Variants
-from executor.core.placement import PATIENCE
+from executor.core.reservations import PATIENCE
 from executor.core.retries import Retries
 from worker_agent import protocol
 

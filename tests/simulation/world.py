@@ -25,7 +25,7 @@ from network import LATEST, SLOWEST, Network
 from node import Node
 from users import Users
 
-from executor.core import members, placement
+from executor.core import members, model, moments
 from worker_agent import link
 
 #: Simulated seconds, beyond the work that there is, after which all must have ended once the faults are over.
@@ -106,9 +106,10 @@ class World:
     def run(self) -> None:
         """Until all is over."""
         saved = link.WINDOW, link.BULK_WINDOW, link.FRAME_BYTES, link.FRAME_MESSAGES, members.BEATS_PER_LEASE
-        look_again = placement.LOOK_AGAIN
+        look_again, assumed = moments.LOOK_AGAIN, model.ASSUMED
         members.BEATS_PER_LEASE = self.pick((2, 2, 3, 6))  # the fewer they are, the more a lost one matters
-        placement.LOOK_AGAIN = self.pick((0.3, 3.0, 30.0))  # the more often, the fewer seeds in a second
+        moments.LOOK_AGAIN = self.pick((0.3, 3.0, 30.0))  # the more often, the fewer seeds in a second
+        model.ASSUMED = self.pick((model.LONG / 2, model.ASSUMED))  # the less, the more is held in advance
         if self.fault("small window"):
             link.WINDOW, link.FRAME_MESSAGES = self.pick(((300, 2), (2000, 3), (20000, 1)))
             link.BULK_WINDOW, link.FRAME_BYTES = link.WINDOW // 4, link.WINDOW // 2
@@ -116,7 +117,7 @@ class World:
             self._run()
         finally:
             link.WINDOW, link.BULK_WINDOW, link.FRAME_BYTES, link.FRAME_MESSAGES, members.BEATS_PER_LEASE = saved
-            placement.LOOK_AGAIN = look_again
+            moments.LOOK_AGAIN, model.ASSUMED = look_again, assumed
         self.judge.check_end()
 
     def _run(self) -> None:
