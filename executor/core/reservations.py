@@ -19,7 +19,7 @@ from executor.core.news import News
 #: Seconds that a task which needs more than one place of others waits until places are kept for it.
 PATIENCE = 1.0
 #: So many workers are looked at to find where room is made soonest.
-_LOOKED_AT = 200
+_LOOKED_AT = 50
 
 #: Workers where room is to be made, and how many places of which lanes to take there.
 Plan = list[tuple[Worker, list[tuple[Lane, int]]]]
