@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-import multiprocessing
 import os
-import platform
 import signal
 import sys
 import threading
@@ -32,7 +30,7 @@ from executor.checks import (
 )
 from executor.core.members import LEASE
 from executor.core.model import ONE_CPU_EACH, Task, Variants
-from executor.errors import OptionValueError, UnsatisfiableRequest
+from executor.errors import UnsatisfiableRequest
 from executor.explanation import Explanation
 from executor.functions import Function
 from executor.future import TaskFuture
@@ -40,10 +38,11 @@ from executor.hub import Hub
 from executor.impossible import find_impossible
 from executor.invitations import Invitation
 from executor.mapping import chain, results_of
-from executor.options import DEVNULL, Stream, TaskOptions, is_text, make_options
+from executor.options import DEVNULL, Stream, TaskOptions, make_options
 from executor.program import Program
+from executor.surroundings import Surroundings
 from executor.worker import WorkerInfo
-from worker_agent import detection, processes, protocol
+from worker_agent import detection, protocol
 from worker_agent.pools import UNIT
 
 if sys.platform != "linux":
@@ -180,9 +179,9 @@ class HPCExecutor(_Tasks):
         self._max_workers = sum(pool.total // UNIT for pool in self._pools if pool.name == "cpus")
         self._start_method = check_context(mp_context)
         check_initializer(initializer)
-        self._initializer = None if initializer is None else pack_initializer(initializer, initargs)
-        self._max_tasks = check_max_tasks(max_tasks_per_child)
-        self._preload = check_preload(preload)
+        packed = None if initializer is None else pack_initializer(initializer, initargs)
+        max_tasks = check_max_tasks(max_tasks_per_child)
+        self._surroundings = Surroundings(max_tasks or 0, check_preload(preload), packed)
         self._kill_grace = check_duration("kill_grace", kill_grace)
         self._agents = check_agents(agents, self._max_workers)
         self._lease = check_duration("lease", lease, SHORTEST_LEASE)
@@ -199,9 +198,6 @@ class HPCExecutor(_Tasks):
         #: what tasks need that was looked at
         self._possible: set[Variants] = set()
         self._task_numbers = itertools.count(1)
-        self._environment_numbers = itertools.count(1)
-        self._surroundings: tuple[str, list[str], dict[bytes, bytes], bool] = ("", [], {}, False)
-        self._environments: dict[tuple[Any, ...], protocol.Prepare] = {}
 
     def _owner(self) -> HPCExecutor:
         return self
@@ -240,7 +236,7 @@ class HPCExecutor(_Tasks):
         if isinstance(n, bool) or not isinstance(n, int) or n < 1:
             raise ValueError(f"n={n!r}: expected a number of agents, 1 or more")
         self._has_invited = True
-        return self._open_hub().invite(n, check_duration("expires", expires), host, port, self._preload)
+        return self._open_hub().invite(n, check_duration("expires", expires), host, port, self._surroundings.preload)
 
     def revoke(self, invitation: Invitation) -> None:
         """Nobody joins by this invitation any more, and its file goes; agents that have joined by it stay."""
@@ -278,7 +274,8 @@ class HPCExecutor(_Tasks):
         if options.variants is not ONE_CPU_EACH and options.variants not in self._possible:
             self._check_possible(options.variants, options.name or _name(fn))
         future = TaskFuture(next(self._task_numbers), options.name or _name(fn), time.time())
-        environment = self._environment(options, "exec" if program is not None else self._start_method)
+        environment = self._surroundings.order(options, "exec" if program is not None else self._start_method)
+        hub.environments[environment.environment] = environment
         request = Request(future, options, view._settings, environment, chunk=chunk)
         try:
             if program is not None:
@@ -348,43 +345,6 @@ class HPCExecutor(_Tasks):
         _hubs.add(hub)
         weakref.finalize(self, _close_unless_forked, os.getpid(), hub).atexit = False
         return hub
-
-    def _environment(self, options: TaskOptions, start: str) -> protocol.Prepare:
-        """What the task sees: the directory, ``sys.path`` and environment of the submitter at this moment."""
-        # the dictionary behind os.environ: to compare it costs a microsecond, to copy os.environ twenty
-        variables: dict[bytes, bytes] = os.environ._data  # type: ignore[attr-defined]
-        directory = os.getcwd()
-        managers = "multiprocessing.managers" in sys.modules
-        if self._surroundings != (directory, sys.path, variables, managers):
-            self._surroundings = (directory, list(sys.path), dict(variables), managers)
-            self._environments = {}
-        read = protocol.START_VARIABLES
-        changes = tuple(pair for pair in options.env if pair[0].startswith(read)) if options.env else ()
-        found = self._environments.get((start, changes))
-        if found is None:
-            found = self._environments[start, changes] = self._prepare(start, directory, changes)
-        return found
-
-    def _prepare(self, start: str, directory: str, changes: tuple[tuple[str, str | None], ...]) -> protocol.Prepare:
-        env = {**os.environ, **{name: text for name, text in changes if text is not None}}
-        for name, text in changes:
-            if text is None:
-                env.pop(name, None)
-        raw = {name: text for name, text in env.items() if not (is_text(name) and is_text(text))}
-        env = {name: text for name, text in env.items() if name not in raw}
-        if not is_text(directory):
-            raise OptionValueError(f"the working directory {directory!r} has a name that is not UTF-8: go elsewhere")
-        prepared = protocol.Prepare(
-            environment=next(self._environment_numbers), python=processes.this_python(), start=start,
-            max_tasks=self._max_tasks or 0, cwd=directory, path=[each for each in sys.path if is_text(each)], env=env,
-            raw=[(os.fsencode(name), os.fsencode(text)) for name, text in raw.items()], preload=self._preload,
-            initializer=self._initializer,
-            authkey=_authkey(), argv=[each for each in sys.argv if is_text(each)],
-            version=platform.python_version(),
-        )  # fmt: skip
-        assert self._hub is not None
-        self._hub.environments[prepared.environment] = prepared
-        return prepared
 
     # --- ending -------------------------------------------------------------------------------------------------------
 
@@ -463,11 +423,6 @@ def _name(fn: Any) -> str:
     if isinstance(fn, Program):
         return os.path.basename(fn.argv[0])
     return getattr(fn, "__qualname__", None) or type(fn).__qualname__
-
-
-def _authkey() -> bytes | None:
-    """The key by which managers of multiprocessing know their clients, if there are any: proxies may be arguments."""
-    return bytes(multiprocessing.current_process().authkey) if "multiprocessing.managers" in sys.modules else None
 
 
 #: No stream is longer: what a message holds as a number.

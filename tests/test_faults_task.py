@@ -873,4 +873,4 @@ def test_a_program_that_is_missing_or_not_executable_says_so(pool, tmp_path):
 
 
 def _is_reused(pool):
-    return pool._max_tasks is None
+    return pool._surroundings.max_tasks == 0
