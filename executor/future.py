@@ -73,9 +73,9 @@ class TaskFuture(Future[Any]):
     """What ``submit`` returns. Everything a ``Future`` has, and:
 
     ``task_id`` (int, unique in the executor), ``name``, ``state`` ("pending", "sent", "running", "finished" or
-    "cancelled"), ``attempt`` (which try this is, from 1; 0 before), ``host`` and ``pid`` of the latest attempt,
-    ``submitted``, ``started`` and ``ended`` (seconds since the epoch, None before), ``usage``, ``stdout``, ``stderr``,
-    ``returncode`` and ``signal``.
+    "cancelled"), ``attempt`` (the number of the latest one, from 1; 0 before; one that an agent gave back before it
+    began has a number, too), ``host`` and ``pid`` of the latest attempt, ``submitted``, ``started`` and ``ended``
+    (seconds since the epoch, None before), ``usage``, ``stdout``, ``stderr``, ``returncode`` and ``signal``.
     """
 
     #: What differs from these is set on the instance. The condition and the lists that ``Future`` has are made when

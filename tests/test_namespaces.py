@@ -171,18 +171,25 @@ def test_after_a_cut_longer_than_the_lease_tasks_run_elsewhere_and_never_twice_a
     assert agent.process.poll() is None
 
 
-def test_an_agent_that_hears_nothing_is_given_no_tasks(lan: Lan, make_site: Callable[..., Site]) -> None:
+def test_an_agent_that_hears_nothing_is_given_no_tasks(
+    lan: Lan, make_site: Callable[..., Site], history: History
+) -> None:
     """C7: its hellos arrived and the answers did not. Tasks that it had waited until it counted as lost once more.
 
-    Now it dials again before it says hello, and a new connection needs both ways.
+    Now it dials again before it says hello, and a new connection needs both ways. The other agent is there from the
+    beginning, and busy: it would take too long to start while this one still tries.
     """
     site, node = make_site(LONG), lan.node(A)
-    agent = node.join(site.invitation)
+    lan.node(B).join(site.invitation)
     site.wait_joined(1)
+    held = [site.executor.submit(stamp_until, *history.paths) for _ in range(PLACES)]
+    wait_until(lambda: all(future.running() for future in held))
+    agent = node.join(site.invitation)
+    site.wait_joined(2)
     with to_the_agent(site, node):
-        wait_until(lambda: 1 not in site.epochs())
+        wait_until(lambda: 2 not in site.epochs())
         future = site.executor.submit(pow, 2, 3)
-        lan.node(B).join(site.invitation)
+        history.open()
         assert (outcome(future), future.attempt) == (8, 1)
     assert agent.process.poll() is None
 

@@ -39,6 +39,7 @@ def _run_agent(data: bytes, python: Sequence[str], own: list[str], name: str, sa
     path = supervisor.read_fields(data).get("path", ())
     sys.path.extend(folder for folder in path if folder not in sys.path)
     from worker_agent.agent import Agent
+    from worker_agent.codec import ProtocolError
     from worker_agent.connection import read_connection
     from worker_agent.offer import make_offer
 
@@ -47,7 +48,10 @@ def _run_agent(data: bytes, python: Sequence[str], own: list[str], name: str, sa
         offer = make_offer(connection, said)
     except ValueError as error:  # a sentence, like all that keeps an agent from joining
         raise SystemExit(f"this agent leaves: {error}") from error
-    Agent(connection, own, early, name, offer).run()
+    try:
+        Agent(connection, own, early, name, offer).run()
+    except ProtocolError as error:  # any other ValueError is a bug of ours, and shows where
+        raise SystemExit(f"this agent leaves: {error}") from error
 
 
 def _read_arguments(arguments: Sequence[str]) -> tuple[bytes, dict[str, Any]]:

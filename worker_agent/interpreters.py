@@ -111,7 +111,6 @@ class Interpreters:
         )
 
     def _adopt(self, pid: int, fds: list[int]) -> None:
-        self._requested = max(0, self._requested - 1)
         child = self._child(pid)
         if self._promised:
             child.place = self._promised.popleft()
@@ -131,9 +130,11 @@ class Interpreters:
             self.mailbox.read_starts()
 
     def _child(self, pid: int) -> Child:
+        """It may speak before the template says that it has forked it; from then on it is not on the way any more."""
         child = self._children.get(pid)
         if child is None:
             child = self._children[pid] = Child(pid)
+            self._requested = max(0, self._requested - 1)
         return child
 
     # --- tasks --------------------------------------------------------------------------------------------------------

@@ -75,7 +75,7 @@ class Task:
     priority: int = 0
     #: the factor by which its memory grows when it is tried again for lack of it
     memory_on_oom: float | None = None
-    #: the number of the current try, 0 before the first
+    #: the number of the current try, 0 before the first; it grows with each send, also if that never started
     attempt: int = 0
     #: a kill is under way: it does not start again
     doomed: bool = False

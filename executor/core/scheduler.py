@@ -196,7 +196,7 @@ class Scheduler:
         elif isinstance(report, protocol.Freed):
             self._placement.lanes.freed(worker, LaneId(report.lane), report.places)
         elif isinstance(report, protocol.Unprepared):
-            self._on_unprepared(worker, report)
+            self._on_unprepared(report)
         elif isinstance(report, protocol.Leaving):
             self._on_leaving(worker)
 
@@ -277,15 +277,16 @@ class Scheduler:
         protocol.Recalled: _on_recalled,
     }
 
-    def _on_unprepared(self, worker: Worker, report: protocol.Unprepared) -> None:
+    def _on_unprepared(self, report: protocol.Unprepared) -> None:
         refused = effects.Refused(report.text, report.error, report.initializer)
         self.refused[report.environment] = refused
         for task in [task for task in self.tasks.values() if task.environment == report.environment]:
             if task.state in (TaskState.WAITING, TaskState.DONE):
                 continue  # it hears of it when its turn comes
             if task.lane is not None:
-                if task.lane.worker is not worker:  # which has given them up itself
-                    self._do(effects.KillTask(task.lane.worker.id, task, 9, 0.0))
+                # The agent that says so has forgotten what had not begun in that lane. What runs, or is about to, does
+                # so in interpreters that could be had, and would keep its place.
+                self._do(effects.KillTask(task.lane.worker.id, task, 9, 0.0))
                 self._placement.lanes.leave(task)
             self._resolve(task, refused)
 

@@ -258,7 +258,8 @@ class Machine(RuleBasedStateMachine):
         worker = pick(self.agents, which)
         for lane in self.agents[worker].lanes.values():
             if lane.environment == environment:
-                lane.held.clear()  # those of others are ended by order
+                # what runs is ended by order, and so is what others have
+                lane.held = {task: held for task, held in lane.held.items() if held.place is not None}
         self.say(worker, protocol.Unprepared(environment, "cannot be had"))
 
     # --- what the network does ----------------------------------------------------------------------------------------
@@ -356,10 +357,11 @@ class Machine(RuleBasedStateMachine):
 
     def on_KillTask(self, effect: effects.KillTask) -> None:
         agent = self.agents[effect.worker]
+        if effect.task.environment in self.refused:
+            agent.drop(effect.task.id)  # nobody wants to hear of it, and it may be forgotten already
+            return
         (held,) = (held for held in agent.held() if held.task == effect.task.id)
         held.killed = True
-        if effect.task.environment in self.refused:
-            agent.drop(held.task)  # nobody wants to hear of it
 
     def on_Tell(self, effect: effects.Tell) -> None:
         assert not self.ended[effect.task.id]

@@ -32,6 +32,7 @@ from executor.core.effects import (
     Answer,
     CloseLane,
     Discard,
+    Effect,
     KillTask,
     Lost,
     RecallTask,
@@ -562,7 +563,7 @@ def test_what_an_end_brings_of_a_task_that_waits_is_discarded(cluster: Cluster) 
 def test_what_an_end_brings_of_a_refused_task_is_discarded(cluster: Cluster) -> None:
     (task,) = cluster.start(1, slots=1)
     end = finished(task, body=b"a value all the same")
-    assert cluster.report(W1, Unprepared(0, "no"), end) == [Resolve(task, Refused("no", b"")), Discard(end)]
+    assert cluster.report(W1, Unprepared(0, "no"), end) == [*refused("no", task), Discard(end)]
 
 
 @pytest.mark.parametrize("end", [ERROR, EXITED, TIMED_OUT, NOT_STARTED])
@@ -965,12 +966,29 @@ def test_a_task_that_is_asked_for_and_killed_is_resolved_once(cluster: Cluster) 
 # ---- environments that cannot be had
 
 
+def refused(text: str, *tasks: Task) -> list[Effect]:
+    """What is to be done about tasks that an agent has."""
+    return [effect for task in tasks for effect in (KillTask(W1, task, 9, 0.0), Resolve(task, Refused(text, b"")))]
+
+
 def test_all_tasks_of_an_environment_that_cannot_be_had_are_refused(cluster: Cluster) -> None:
-    tasks = cluster.start(4, slots=1)
-    cluster.begin(W1, tasks[0])
-    refused = Refused("no python", b"error")
-    assert cluster.report(W1, Unprepared(0, "no python", b"error")) == [Resolve(task, refused) for task in tasks]
+    """The agent that says so is told to end them, too: one may run already, in an interpreter that could be had.
+
+    It kept its place for as long as it ran, which nobody could end any more.
+    """
+    runs, held, *ready = cluster.start(4, slots=1)
+    cluster.begin(W1, runs)
+    assert cluster.report(W1, Unprepared(0, "no python")) == [
+        *refused("no python", runs, held), *(Resolve(task, Refused("no python", b"")) for task in ready),
+    ]  # fmt: skip
     assert cluster.scheduler.tasks == {}
+
+
+def test_why_an_environment_cannot_be_had_is_handed_on(cluster: Cluster) -> None:
+    assert cluster.join(W1, 1) == []
+    assert cluster.report(W1, Unprepared(0, "the initializer raised", b"error", True)) == []
+    (task,) = cluster.tasks(1)
+    assert cluster.submit(task) == [Resolve(task, Refused("the initializer raised", b"error", True))]
 
 
 def test_later_tasks_of_such_an_environment_are_refused_at_once(cluster: Cluster) -> None:
@@ -987,19 +1005,19 @@ def test_tasks_of_other_environments_get_the_room(cluster: Cluster) -> None:
     (other,) = cluster.tasks(1, 1)
     assert cluster.submit(other) == []
     assert cluster.report(W1, Unprepared(0, "no")) == [
-        Resolve(task, Refused("no", b"")), CloseLane(W1, L1), *opened(W1, L2, 1, 1), Start(W1, L2, other),
+        *refused("no", task), CloseLane(W1, L1), *opened(W1, L2, 1, 1), Start(W1, L2, other),
     ]  # fmt: skip
 
 
 def test_what_comes_later_about_a_refused_task_is_ignored(cluster: Cluster) -> None:
     (task,) = cluster.start(1, slots=1)
-    assert cluster.report(W1, Unprepared(0, "no"), finished(task), started(task)) == [Resolve(task, Refused("no", b""))]
+    assert cluster.report(W1, Unprepared(0, "no"), finished(task), started(task)) == refused("no", task)
 
 
 def test_a_cancel_that_waits_is_answered_when_its_task_is_refused(cluster: Cluster) -> None:
     (task,) = cluster.start(1, slots=1)
     assert cluster.cancel(task) == [RecallTask(W1, task)]
-    assert cluster.report(W1, Unprepared(0, "no")) == [Resolve(task, Refused("no", b"")), Answer(task, False)]
+    assert cluster.report(W1, Unprepared(0, "no")) == [*refused("no", task), Answer(task, False)]
     assert cluster.report(W1, recalled(task, True)) == []
 
 

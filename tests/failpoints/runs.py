@@ -250,14 +250,19 @@ def _judge_history(result: Result) -> list[str]:
             wrong.append(f"{name}: attempt {number} ends after attempt {running.get(name)} has started")
         if what == "started":
             running[name] = number
-    return [*wrong, *_judge_numbers(result, running)]
+    return [*wrong, *_judge_starts(result)]
 
 
-def _judge_numbers(result: Result, last: dict[str, int]) -> list[str]:
-    """One fault costs a task one attempt at most, and one that nobody may notice costs none."""
+def _judge_starts(result: Result) -> list[str]:
+    """One fault costs a task one start at most, and one that nobody may notice costs none.
+
+    The starts are counted, not the numbers of the attempts: a task that an agent holds in advance may be asked back, so
+    that it starts sooner elsewhere. That costs a number, and nothing else.
+    """
+    starts = Counter(words[1] for words in result.history if words[0] == "started")
     spare = 5 if result.case.invited else 0 if result.case.is_patience else 1  # a lease may run out on a busy machine
     allowed = {name: 1 + spare + (name == "once") for name in EXPECTED}
-    return [f"{name} had {number} attempts" for name, number in last.items() if number > allowed[name]]
+    return [f"{name} was started {count} times" for name, count in starts.items() if count > allowed[name]]
 
 
 def _judge_report(result: Result) -> list[str]:

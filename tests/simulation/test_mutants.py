@@ -77,7 +77,7 @@ def no_attempt_check(patch: pytest.MonkeyPatch) -> None:
     def on_report(self: Scheduler, worker: Any, report: Any) -> None:
         task = self.tasks.get(getattr(report, "task", 0))
         if type(report) is protocol.Unprepared:
-            self._on_unprepared(worker, report)
+            self._on_unprepared(report)
         elif type(report) is protocol.Freed:
             self._placement.lanes.freed(worker, report.lane, report.places)
         elif task is not None and task.lane is not None and type(report) in self._handlers:
