@@ -415,19 +415,18 @@ def test_variants_are_taken_in_their_order(new_executor: New, gate: Gate) -> Non
 
 
 def test_the_more_important_go_first_then_the_older(new_executor: New, gate: Gate, tmp_path: Path) -> None:
-    """But for one that the agent holds already, in advance."""
     executor = new_executor(1)
     blocker = executor.submit(pass_gate, *gate.paths)
     gate.wait_arrivals()
     order = str(tmp_path / "order")
-    futures = [executor.submit(announce, order, 0)]
-    wait_until(lambda: futures[0].state == "sent")
-    for number, priority in enumerate([7, -3, 7, 2, 0], 1):
-        futures.append(executor.options(priority=priority).submit(announce, order, number))
+    futures = [
+        executor.options(priority=priority).submit(announce, order, number)
+        for number, priority in enumerate([0, 7, -3, 7, 2, 0])
+    ]
     gate.open()
     for future in (blocker, *futures):
         outcome(future)
-    assert announced(order) == [0, 1, 3, 4, 5, 2]
+    assert announced(order) == [1, 3, 4, 0, 5, 2]
 
 
 def test_a_large_task_is_not_starved_by_small_ones(new_executor: New) -> None:
