@@ -65,7 +65,7 @@ def test_a_task_that_waits_for_room_is_told_what_is_lacking_on_each_agent(new_ex
 
 def test_a_task_behind_others_of_its_kind(new_executor: New, gate: Gate) -> None:
     executor = new_executor(1)
-    held = executor.submit(pass_gate, *gate.paths)
+    executor.submit(pass_gate, *gate.paths)
     gate.wait_arrivals()
     futures = [executor.submit(pow, 2, 3) for _ in range(6)]
     said = [executor.explain(future).summary for future in futures]
