@@ -38,7 +38,7 @@ class Balance:
                     self._spread(of, stuck, now)
                 if not of.deep:
                     self._lanes.forget_deep(of)
-        if self._lanes.deep and self.due is None:
+        if self.due is None:
             self.due = moments.soon(now)
 
     def _spread(self, of: TaskClass, lanes: Iterable[Lane], now: float) -> None:

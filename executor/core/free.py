@@ -49,6 +49,9 @@ class Free:
 
     def amount(self, name: str) -> int:
         """So much is free for a need of this name, at most. It may be scattered: :meth:`fits` knows."""
+        stock = self._stocks.get(name)
+        if stock is not None:
+            return stock.free
         return max((stock.free for stock in self._candidates(name)), default=0)
 
     def total(self, name: str) -> int:

@@ -199,6 +199,8 @@ class Lane:
     following: int = 0
     #: further workers that its task has as a whole, if it runs on several nodes
     others: list[Worker] = field(default_factory=list)
+    #: what :meth:`each_has` has found
+    known: dict[str, int] = field(default_factory=dict)
 
     @property
     def needs(self) -> Needs:
@@ -217,8 +219,10 @@ class Lane:
 
     def each_has(self, name: str) -> int:
         """So many units each of its places has of what could be needed under this name."""
-        place = next(iter(self.places.values()))
-        return sum(share.amount for share in place if share.name == name or share.name.startswith(f"{name}/"))
+        if name not in self.known:
+            place, family = next(iter(self.places.values())), f"{name}/"
+            self.known[name] = sum(share.amount for share in place if share.name == name or share.name.startswith(family))
+        return self.known[name]
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -262,8 +266,9 @@ class Worker:
         if units is None:
             units = self.free.amount(name)
             for lane in self.lanes.values():
-                if lane.width > len(lane.sent):
-                    units += lane.unused * lane.each_has(name)
+                unused = lane.width - len(lane.sent)
+                if unused > 0:
+                    units += unused * lane.each_has(name)
             self.counted[name] = units
         return units if self.lent is None or self.lent.sent else self.free.total(name)
 

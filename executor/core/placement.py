@@ -97,7 +97,8 @@ class Placement:
             for of in stirred:
                 if of.deep:
                     self._balance.spread(of, now)
-        self._balance.look(now)
+        if self.lanes.deep:
+            self._balance.look(now)
 
     def _refill(self, now: float) -> None:
         """Rule 2."""
