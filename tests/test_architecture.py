@@ -186,7 +186,7 @@ def test_what_user_code_sends_is_never_unmarshalled_by_the_agent() -> None:
     importers = {name for name in modules("worker_agent") if "marshal" in foreign(name)}
     assert importers == {"worker_agent.channel", "worker_agent.runner"}
     assert {each for each in names_used("worker_agent.channel", "marshal") if each.endswith("loads")} == {
-        "unpack_place: loads", "unpack_task: loads",
+        "unpack_lane: loads", "unpack_place: loads", "unpack_task: loads",
     }
 
 

@@ -26,6 +26,7 @@ STORED = st.tuples(st.text(), st.integers(0, 2**50))
 PAYLOADS = st.one_of(st.binary(), STORED)
 PATHS = st.one_of(st.none(), st.text())
 
+FORKED = st.builds(Forked, PIDS, TASKS)
 EXITED = st.builds(Exited, PIDS, st.integers(-(2**31), 2**31 - 1), SECONDS, SECONDS, SIZES)
 BROKEN = st.builds(Broken, PIDS, st.text(st.characters(exclude_categories=["Cs"])), st.binary())
 ENDED = st.builds(
@@ -98,7 +99,7 @@ def test_no_task_looks_like_the_order_to_retire() -> None:
 
 
 @SETTINGS
-@given(st.one_of(st.builds(Forked, PIDS), st.builds(Started, TASKS, ATTEMPTS, PIDS, SECONDS), ENDED, EXITED, BROKEN))
+@given(st.one_of(FORKED, st.builds(Started, TASKS, ATTEMPTS, PIDS, SECONDS), ENDED, EXITED, BROKEN))
 def test_a_report_arrives_as_it_was_sent(report: Report) -> None:
     arrived = read(pack(report))
     assert arrived == report
@@ -161,7 +162,7 @@ def test_random_bytes_after_a_known_kind_are_refused_or_read(kind: int, rest: by
 
 
 REPORTS = [
-    Forked(7),
+    Forked(7, 8),
     Started(1, 2, 7, 0.5),
     Ended(1, 2, 7, True, 0.0, 1.0, 0.0, 0.0, 0, 0, 0, False, False, b""),
     Exited(7, 0, 0.0, 0.0, 0),

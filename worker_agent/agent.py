@@ -31,6 +31,7 @@ from worker_agent.places import Ledger
 from worker_agent.programs import Programs
 from worker_agent.session import NOTHING, AgentSession, Incoming
 from worker_agent.strays import Strays
+from worker_agent.templates import Templates
 from worker_agent.wire import Wire
 
 #: Seconds after which the hub is told that a task has started: most small ones have ended by then.
@@ -50,11 +51,11 @@ class Agent:
     ) -> None:  # fmt: skip
         """``own`` are directories for payloads if we do not see those of the session, else empty.
 
-        ``early`` is a template that was started before we knew what for: see :meth:`_take_early`. ``process`` names our
-        supervisor: the agent that it starts in the place of one that was killed has the same.
+        ``early`` is a template that was started before we knew what for. ``process`` names our supervisor: the agent
+        that it starts in the place of one that was killed has the same.
         """
         self.loop = Loop()
-        self._early = early
+        self.templates = Templates(self.loop, early)
         self.programs = Programs(self.loop, self._on_program_end, self.path_of)
         self.strays = Strays(self.programs, self._owns)
         self._connection = connection
@@ -71,6 +72,8 @@ class Agent:
         #: lanes that are to be closed when their last interpreter has left
         self._closing: set[int] = set()
         self._environments: dict[int, protocol.Prepare] = {}
+        #: those for which no interpreters can be had, as the hub knows
+        self._given_up: set[int] = set()
         self._functions: dict[int, protocol.Payload] = {}
         self._attempts: dict[int, Attempt] = {}
         self._starting: list[Attempt] = []
@@ -181,6 +184,7 @@ class Agent:
         """Nothing that was started here remains; then the hub may know."""
         for lane in self._lanes.values():
             lane.close()
+        self.templates.close()
         self._end_processes()
         if self._memory is not None:
             self._memory.close()
@@ -247,6 +251,7 @@ class Agent:
             attempt.stop_timers()
         for lane in self._lanes.values():
             lane.close()
+        self.templates.close()
         self.programs.forget_all()
         self._end_processes()
         if self._memory is not None:
@@ -256,6 +261,7 @@ class Agent:
         self._attempts.clear()
         self._starting.clear()
         self._environments.clear()
+        self._given_up.clear()
         self._functions.clear()
         if self._received is not None:
             self._received.clear()
@@ -280,17 +286,9 @@ class Agent:
 
     def _on_open(self, order: protocol.Open) -> None:
         environment = self._environments[order.environment]
-        early = self._take_early(environment)
+        self.templates.expect(environment)
         setup = environments.make_setup(environment, self._stores)
-        self._lanes[order.lane] = Lane(self, order, environment, setup, early)
-
-    def _take_early(self, environment: protocol.Prepare) -> spawning.TemplateProcess | None:
-        """The template that was started first, for the first lane; if it is not one that this lane can use, it ends."""
-        early, self._early = self._early, None
-        if early is None or (environment.start == "fork" and environment.starts_like(early.python, early.env)):
-            return early
-        early.discard()
-        return None
+        self._lanes[order.lane] = Lane(self, order, environment, setup)
 
     def _on_give(self, order: protocol.Give) -> None:
         self._lanes[order.lane].give(order.places)
@@ -394,6 +392,16 @@ class Agent:
                 lane.start_ready()
         self._leave_if_done()
 
+    def give_up(self, report: protocol.Unprepared) -> None:
+        """No interpreters can be had for an environment. The hub hears it once; lanes may find out one by one."""
+        for lane in self._lanes.values():
+            if lane.environment.environment == report.environment:
+                lane.forget_queue()
+        self.start_ready()
+        if report.environment not in self._given_up:
+            self._given_up.add(report.environment)
+            self.report(report)
+
     def forget(self, attempt: Attempt) -> None:
         """The attempt has ended, or is not to start here; its process may still be leaving."""
         if self._attempts.get(attempt.order.task) is attempt:
@@ -434,18 +442,18 @@ class Agent:
         if pid in self.programs:
             self.programs.ended(pid, os.waitstatus_to_exitcode(status), usage)
             return
+        if self.templates.owns(pid):
+            self.templates.reaped(pid, status)
+            return
         for lane in self._lanes.values():
             if lane.owns(pid):
                 lane.reaped(pid, status, usage)
                 return
-        if self._early is not None and pid == self._early.pid:
-            self._early.discard()
-            self._early = None
         self.strays.kill()  # what it had started is our child now
 
     def _owns(self, pid: int) -> bool:
-        early = self._early is not None and pid == self._early.pid
-        return early or pid in self.programs or any(lane.owns(pid) for lane in self._lanes.values())
+        ours = pid in self.programs or self.templates.owns(pid)
+        return ours or any(lane.owns(pid) for lane in self._lanes.values())
 
 
 def _is_here(module: str) -> bool:

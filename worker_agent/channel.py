@@ -3,7 +3,7 @@
     tasks     one message is one task; whichever interpreter is idle takes it, so that the kernel is the queue
     starts    Started
     reports   Ended, Broken
-    control   from the template: Forked, Exited
+    control   from the template: Forked, Exited, and Broken if it is the template that cannot be prepared
 
 Tasks are tuples in ``marshal`` form: fast, in the standard library, and both ends are ours. Reports are a fixed binary
 header and opaque bytes: what comes from a process that runs user code is never unpickled or unmarshalled here.
@@ -24,13 +24,17 @@ _MARSHAL_VERSION = 4
 
 #: In place of a task: whichever interpreter takes this leaves.
 RETIRE = b"retire"
-#: To a template: fork an interpreter that is kept in a place, which follows in marshal form; any other byte: fork one.
+#: To a template: fork an interpreter for each of these bytes.
+FORK = b"f"
+#: To a template: fork an interpreter that is kept in a place, which follows in marshal form.
 IN_PLACE = b"p"
+#: To a template: what follows is for a lane, whose number and variables this has in marshal form, with its queues.
+LANE = b"l"
 #: What a message begins with that lies in a file of the session; no marshalled tuple begins so.
 ELSEWHERE = b"@"
 
 FORKED, STARTED, ENDED, EXITED, BROKEN = range(1, 6)
-_FORKED = struct.Struct("<Bq")
+_FORKED = struct.Struct("<BqQ")
 _STARTED = struct.Struct("<BQIqd")
 _ENDED = struct.Struct("<BQIq?ddddqQI??")
 _EXITED = struct.Struct("<Bqiddq")
@@ -59,9 +63,13 @@ class Task(NamedTuple):
 
 
 class Forked(NamedTuple):
-    """The template forked an interpreter; the read ends of its stdout and stderr come with this message."""
+    """The template forked an interpreter for a lane; the read ends of its stdout and stderr come with this message.
+
+    The number of the lane is that of the template's order, and not the hub's.
+    """
 
     pid: int
+    lane: int
 
 
 class Started(NamedTuple):
@@ -123,14 +131,25 @@ class GarbledReport(ValueError):
     """Bytes on the report socket that are no report."""
 
 
+def pack_lane(number: int, variables: dict[str, str]) -> bytes:
+    """To a template: what follows is for this lane, whose tasks see these variables; with the queues' descriptors."""
+    return LANE + marshal.dumps((number, variables), _MARSHAL_VERSION)
+
+
+def unpack_lane(message: bytes | memoryview) -> tuple[int, dict[str, str]]:
+    """What :func:`pack_lane` made."""
+    number, variables = marshal.loads(message[1:])  # noqa: S302  its agent is the only one that a template hears
+    return number, variables
+
+
 def pack_place(variables: dict[str, str], cpus: list[int]) -> bytes:
     """To a template: what the tasks of an interpreter see of the place where it is kept, and the CPUs there."""
     return IN_PLACE + marshal.dumps((variables, cpus), _MARSHAL_VERSION)
 
 
-def unpack_place(message: bytes) -> tuple[dict[str, str], list[int]]:
-    """What :func:`pack_place` made: its agent is the only one that a template hears."""
-    variables, cpus = marshal.loads(message[1:])  # noqa: S302
+def unpack_place(message: bytes | memoryview) -> tuple[dict[str, str], list[int]]:
+    """What :func:`pack_place` made."""
+    variables, cpus = marshal.loads(message[1:])  # noqa: S302  as above
     return variables, cpus
 
 
@@ -163,9 +182,9 @@ def drop_task(message: bytes) -> None:
         store.remove(message[1:].decode())
 
 
-def pack_forked(pid: int) -> bytes:
+def pack_forked(pid: int, lane: int) -> bytes:
     """The message for :class:`Forked`."""
-    return _FORKED.pack(FORKED, pid)
+    return _FORKED.pack(FORKED, pid, lane)
 
 
 def unpack_task_id(message: bytes) -> int:

@@ -10,6 +10,8 @@ from worker_agent.loop import Timer
 from worker_agent.pipes import Pipe
 from worker_agent.pools import Place
 
+#: Seconds that an interpreter may take to leave after its last outcome (exit functions, threads of the user's code).
+EXIT_GRACE = 2.0
 #: Blocks of output kept from before an interpreter's first task.
 _EARLY_BLOCKS = 16
 

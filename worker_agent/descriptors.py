@@ -6,6 +6,8 @@ TASKS = 3
 STARTS = 4
 #: Outcomes go here.
 REPORTS = 5
+#: Of a lane, in the order in which a template gets them. Until then it has its control socket there.
+QUEUES = (TASKS, STARTS, REPORTS)
 #: A file with what it must know before its first task.
 SETUP = 6
 #: A template's orders, and what it says.

@@ -1,7 +1,7 @@
 """The interpreters of one lane: how many there are, which task each of them runs, and how they end.
 
 All interpreters of a lane read tasks from one socket and write reports to one other (``mailbox``), so that an idle one
-takes the next task without asking us. They are forked from a template or executed one by one (``source``).
+takes the next task without asking us. They are forked from their environment's template, or executed (``source``).
 
     fresh (max_tasks 1, fork)   idle children are forked ahead, as many as the lane is wide
     otherwise                   interpreters are started when there is a task for them, up to the lane's width
@@ -12,25 +12,23 @@ from __future__ import annotations
 import os
 import signal
 from collections import deque
+from collections.abc import Mapping
 from functools import partial
 from typing import Protocol
 
 from worker_agent import channel, processes, protocol, runner, spawning
 from worker_agent.attempt import Attempt
-from worker_agent.child import Child
+from worker_agent.child import EXIT_GRACE, Child
 from worker_agent.loop import Loop
 from worker_agent.mailbox import Mailbox
 from worker_agent.pipes import Pipe
 from worker_agent.pools import Place
 from worker_agent.source import Source
 from worker_agent.task_variables import cpus_of
+from worker_agent.templates import FAILURES_ALLOWED, Templates
 
-#: Seconds that an interpreter may take to leave after its last outcome (exit functions, threads of the user's code).
-EXIT_GRACE = 2.0
 #: Seconds until a task that an interpreter must have taken into its death is given up.
 VANISHED_GRACE = 1.0
-#: Templates (or spawned interpreters) that may die before one has run a task.
-FAILURES_ALLOWED = 3
 #: Work, in seconds, that is offered to reused interpreters beyond what they run.
 LOOK_AHEAD = 0.002
 LOOK_AHEAD_TASKS = 128
@@ -57,6 +55,9 @@ class Owner(Protocol):
     def place_variables(self, place: Place) -> dict[str, str]:
         """What a task sees of a place."""
 
+    def on_lost(self, attempt: Attempt) -> None:
+        """A task has ended with its template. What it occupied is free; nothing is to start there, yet."""
+
     def on_returned(self, attempt: Attempt) -> None:
         """The task was offered, and nobody took it."""
 
@@ -77,10 +78,11 @@ class Interpreters:
     """The interpreters of one lane."""
 
     def __init__(
-        self, loop: Loop, environment: protocol.Prepare, setup: runner.Setup, owner: Owner,
-        early: spawning.TemplateProcess | None = None,
+        self, loop: Loop, environment: protocol.Prepare, setup: runner.Setup, variables: Mapping[str, str],
+        owner: Owner, templates: Templates,
     ) -> None:  # fmt: skip
-        """``early`` is a template that was started before it was known what for. Raises OSError: there is no python."""
+        """``variables`` are the lane's, beyond the environment's. Raises OSError: there is no python."""
+        self.variables = variables
         self._loop = loop
         self._environment = environment
         self._setup = setup
@@ -100,17 +102,23 @@ class Interpreters:
         self.width = 0
         #: there was no place for an interpreter that is to be kept
         self.lacks_place = False
-        self._open(early)
+        self._source = Source(environment, setup, self, templates)
+        self.mailbox = self._open_mailbox()
+
+    def _open_mailbox(self) -> Mailbox:
+        return Mailbox(
+            self._loop, spawning.Queues(), self._setup.stores, self._on_started, self._on_ended, self._on_broken
+        )
+
+    @property
+    def queues(self) -> spawning.Queues:
+        """Those that the interpreters share."""
+        return self.mailbox.queues
 
     # --- processes ----------------------------------------------------------------------------------------------------
 
-    def _open(self, early: spawning.TemplateProcess | None = None) -> None:
-        self._source = Source(self._loop, self._environment, self._setup, self._adopt, self._on_exited, early)
-        self.mailbox = Mailbox(
-            self._loop, self._source.queues, self._setup.stores, self._on_started, self._on_ended, self._on_broken
-        )
-
-    def _adopt(self, pid: int, fds: list[int]) -> None:
+    def adopt(self, pid: int, fds: list[int]) -> None:
+        """An interpreter was made, and these are its stdout, its stderr and, if it is kept, what lets it go on."""
         child = self._child(pid)
         if self._promised:
             child.place = self._promised.popleft()
@@ -205,9 +213,8 @@ class Interpreters:
                 raise
 
     def _fail_to_start(self, error: OSError) -> None:
-        self._failures = FAILURES_ALLOWED
         text = f"the interpreter {self._environment.python[0]!r} cannot be started: {error.strerror or error}"
-        self._owner.on_unprepared(text, b"", False)
+        self.refuse(text, b"")
 
     # --- reports ------------------------------------------------------------------------------------------------------
 
@@ -221,15 +228,14 @@ class Interpreters:
             return  # user code found the socket
         child = child or self._child(started.pid)
         self._failures = 0
+        self._source.note_start()
         self._busy += 1
         attempt.begin(started.pid, started.at)
         child.take(attempt)
         self._owner.on_started(attempt)
 
-    def _on_exited(self, exited: channel.Exited) -> None:
+    def on_exited(self, exited: channel.Exited) -> None:
         """The template reaped one; what it had reported before that comes first."""
-        if self._closed:
-            return  # an agent that has failed would take what it has not heard for an end without a result
         self.mailbox.look()
         self.on_exit(exited.pid, exited.status, protocol.Usage(exited.user, exited.system, exited.max_rss))
 
@@ -240,7 +246,7 @@ class Interpreters:
         attempt = child.current
         assert attempt is not None
         if ended.printed and not child.pipes:
-            child.unheard = ended  # the template is about to hand over the pipes: see _adopt
+            child.unheard = ended  # the template is about to hand over the pipes: see adopt
             return
         if ended.printed:
             child.drain()
@@ -351,58 +357,42 @@ class Interpreters:
     def _on_broken(self, broken: channel.Broken) -> None:
         if not self._may_be_broken(broken.pid):
             return  # user code found the socket
-        self._failures = FAILURES_ALLOWED
-        preparing = broken.preparing or broken.pid == self._source.template
-        self._owner.on_unprepared(broken.text, broken.error, not preparing)
+        self._refuse(broken.text, broken.error, initializer=not broken.preparing)
 
     def _may_be_broken(self, pid: int) -> bool:
         child = self._children.get(pid)
         if child is not None:
             return child.current is None and child.last is None
-        template = self._source.template
-        return template != 0 and (pid == template or pid in processes.children(template))
+        return self._source.has_forked(pid)
+
+    def refuse(self, text: str, error: bytes) -> None:
+        """There will be no interpreters."""
+        self._refuse(text, error, initializer=False)
+
+    def _refuse(self, text: str, error: bytes, *, initializer: bool) -> None:
+        self._failures = FAILURES_ALLOWED
+        self._owner.on_unprepared(text, error, initializer)
 
     # --- ends ---------------------------------------------------------------------------------------------------------
 
     def owns(self, pid: int) -> bool:
-        """Whether ``pid`` is the template or one of the interpreters."""
-        return pid in self._children or pid == self._source.template
+        """Whether ``pid`` is one of the interpreters."""
+        return pid in self._children
 
     def reaped(self, pid: int, status: int, usage: protocol.Usage) -> None:
-        """A child of the agent ended that belongs here: the template, or an interpreter that was executed."""
-        if self._closed:
-            return
+        """A child of the agent ended that belongs here: an interpreter that was executed."""
         self.mailbox.look()
-        if pid == self._source.template:
-            self._on_template_end(status)
-        else:
-            self.on_exit(pid, status, usage)
+        self.on_exit(pid, status, usage)
 
-    def _on_template_end(self, status: int) -> None:
-        self._source.read()
-        lost = self._lose_children()
-        printed = self._source.close()
-        self._failures += 1
-        if self._failures < FAILURES_ALLOWED:
-            try:
-                self._open()
-            except OSError as error:
-                self._fail_to_start(error)
-        for attempt in lost:
-            attempt.finish(protocol.LOST, body=b"the template interpreter died")
-            self._owner.on_free(attempt)
-        if self._failures >= FAILURES_ALLOWED:
-            code = os.waitstatus_to_exitcode(status)
-            text = f"the template interpreter {self._environment.python[0]} ended with status {code}"
-            self._owner.on_unprepared(f"{text}. It printed: {printed!r}", b"", False)
-        self._owner.on_room()
-        self.provide()
+    def look(self) -> None:
+        """Read what interpreters have said."""
+        self.mailbox.look()
 
-    def _lose_children(self) -> list[Attempt]:
+    def lose(self) -> None:
         """The interpreters end with their template, before anything new is offered: they would take it.
 
-        Gives the attempts that end with them, which are not to blame and may run again. What none of them had taken
-        goes back to the lane.
+        The attempts that end with them are not to blame and may run again. What none of them had taken goes back to the
+        lane. What comes then has queues of its own: who still dies has the others.
         """
         for pid in self._children:
             end_by_force(pid)
@@ -416,9 +406,17 @@ class Interpreters:
         self._promised.clear()
         self._children.clear()
         self._busy = self._requested = self._retiring = 0
+        self.mailbox = self._open_mailbox()
         for attempt in reversed(returned):
             self._owner.on_returned(attempt)
-        return lost
+        for attempt in lost:
+            attempt.finish(protocol.LOST, body=b"the template interpreter died")
+            self._owner.on_lost(attempt)
+
+    def go_on(self) -> None:
+        """There is another template."""
+        self._owner.on_room()
+        self.provide()
 
     @property
     def busy(self) -> bool:
@@ -426,9 +424,8 @@ class Interpreters:
         return self._busy > 0
 
     def close(self) -> None:
-        """No more tasks: idle interpreters and the template end by themselves at the end of their sockets."""
+        """No more tasks: idle interpreters end by themselves at the end of their sockets."""
         self._closed = True
-        self._source.read()
         self._source.close()
         self.mailbox.close()
         for child in self._children.values():

@@ -7,13 +7,11 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
-import msgspec
-
-from worker_agent import bodies, channel, processes, protocol, runner, spawning, store
+from worker_agent import bodies, channel, processes, protocol, runner, store
 from worker_agent.amounts import MIB
 from worker_agent.attempt import Attempt, State
 from worker_agent.interpreters import Interpreters, end_by_force
@@ -23,6 +21,7 @@ from worker_agent.pools import UNIT, Place
 from worker_agent.programs import NotExecutable, Programs, Surroundings, task_identity
 from worker_agent.strays import Strays
 from worker_agent.task_variables import cpus_of, lane_variables, node_variables
+from worker_agent.templates import Templates
 
 #: Seconds after SIGKILL in which a process has to end; then its task has ended for the hub, and its place is lost.
 UNKILLABLE = 10.0
@@ -35,6 +34,7 @@ class Host(Protocol):
     ledger: Ledger
     programs: Programs
     strays: Strays
+    templates: Templates
 
     def payload(self, function: int) -> protocol.Payload:
         """The function's pickle."""
@@ -48,6 +48,9 @@ class Host(Protocol):
     def report(self, report: protocol.Report) -> None:
         """To the hub."""
 
+    def give_up(self, report: protocol.Unprepared) -> None:
+        """To the hub, and to all lanes of that environment."""
+
     def forget(self, attempt: Attempt) -> None:
         """The attempt is not ours any more."""
 
@@ -59,22 +62,22 @@ class Lane:
     """Starts the tasks of its queue as long as there is room."""
 
     def __init__(
-        self, host: Host, order: protocol.Open, environment: protocol.Prepare, setup: runner.Setup,
-        early: spawning.TemplateProcess | None,
-    ) -> None:  # fmt: skip
+        self, host: Host, order: protocol.Open, environment: protocol.Prepare, setup: runner.Setup
+    ) -> None:
         self.number = number = order.lane
         self.environment = environment
         self.queue: deque[Attempt] = deque()
         self.places = Places(host.ledger, lambda numbers: host.report(protocol.Freed(number, numbers)))
         self._order = order
-        #: the environment's variables, as the system takes them
+        #: what its tasks see beyond the environment's variables
+        self._variables: Mapping[str, str] = {}
+        #: both, as the system takes them
         self._encoded: dict[bytes, bytes] = {}
         #: bytes that a task may have; 0: nothing was said
         self._memory = 0
         self._host = host
         self._pool: Interpreters | None = None
         self._setup = setup
-        self._early = early
         #: with the names of its nodes
         self._files: list[str] = []
 
@@ -94,8 +97,8 @@ class Lane:
         added = lane_variables(self._order.request, self._order.variant, place.shares, env)
         if self._order.hosts:
             added |= self._name_nodes(self._order.hosts)
-        self.environment = msgspec.structs.replace(self.environment, env={**env, **added})
-        self._encoded = {os.fsencode(name): os.fsencode(text) for name, text in self.environment.env.items()}
+        self._variables = added
+        self._encoded = {os.fsencode(name): os.fsencode(text) for name, text in {**env, **added}.items()}
         self._memory = sum(share.amount for share in place.shares if share.name == "memory") * MIB // UNIT
 
     def _name_nodes(self, hosts: list[str]) -> dict[str, str]:
@@ -117,7 +120,9 @@ class Lane:
 
     def _open_pool(self) -> None:
         try:
-            self._pool = Interpreters(self._host.loop, self.environment, self._setup, self, self._early)
+            self._pool = Interpreters(
+                self._host.loop, self.environment, self._setup, self._variables, self, self._host.templates
+            )
         except OSError as error:
             text = f"the interpreter {self.environment.python[0]} cannot be started: {os.strerror(error.errno or 0)}"
             self.on_unprepared(text, b"", False)
@@ -240,6 +245,10 @@ class Lane:
         """What a task sees of a place."""
         return self.places.variables[place.number]
 
+    def on_lost(self, attempt: Attempt) -> None:
+        """Its place is free when the next template is there."""
+        self._leave_place(attempt)
+
     def on_returned(self, attempt: Attempt) -> None:
         """It waits again, before the others."""
         attempt.state = State.QUEUED
@@ -262,10 +271,12 @@ class Lane:
 
     def on_unprepared(self, text: str, error: bytes, initializer: bool) -> None:
         """The hub gives up all tasks of the environment, and so do we."""
+        self._host.give_up(protocol.Unprepared(self.environment.environment, text, error, initializer))
+
+    def forget_queue(self) -> None:
+        """The tasks of the environment are given up."""
         while self.queue:
             self._host.forget(self.queue.popleft())
-        self._host.start_ready()
-        self._host.report(protocol.Unprepared(self.environment.environment, text, error, initializer))
 
     # --- ends ---------------------------------------------------------------------------------------------------------
 

@@ -67,8 +67,9 @@ class Interpreter:
         self._setup = setup
         self._tasks = adopt(descriptors.TASKS)
         self._starts = adopt(descriptors.STARTS)
-        self._reports = reports = adopt(descriptors.REPORTS)
-        self._reports_inode = os.fstat(reports.fileno()).st_ino
+        self._reports = adopt(descriptors.REPORTS)
+        self._reports_inode = 0
+        self.note_queues()
         self._go: int | None = None
         self._pid = 0
         self._functions: dict[int, Callable[..., Any]] = {}
@@ -77,6 +78,10 @@ class Interpreter:
         self._main = vars(sys.modules["__main__"])
         #: names in ``__main__`` that the initializer has given a value: it stays
         self._initialized: set[str] = set()
+
+    def note_queues(self) -> None:
+        """The queues' descriptors have their numbers, and are what they are to stay."""
+        self._reports_inode = os.fstat(self._reports.fileno()).st_ino
 
     def take_place(self, variables: dict[str, str], cpus: list[int]) -> None:
         """This interpreter is kept, and all its tasks run in one place: what they see of it, and its CPUs."""

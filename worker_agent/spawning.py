@@ -1,9 +1,9 @@
-"""How the processes of a lane come to be: the queues that they share, the script, descriptors at fixed numbers.
+"""How interpreters come to be: the queues that those of a lane share, the script, descriptors at fixed numbers.
 
     agent ==tasks==> any interpreter         one message is one task; whoever is idle takes it
     agent <==starts== interpreters           which task each has taken; read when it matters, wakes nobody
     agent <==reports== interpreters          outcomes; wakes the agent
-    agent <==control==> template             what to fork; what was forked and what has ended
+    agent <==control==> template             what to fork, for which lane; what was forked and what has ended
 
 An agent starts its first template before it imports anything else, so this file imports little.
 """
@@ -34,12 +34,10 @@ class Queues:
         self.reports, self.reports_end = _pair()
         self.tasks.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, descriptors.MESSAGE_LIMIT)
 
-    def at_fixed_numbers(self) -> dict[int, int | str]:
-        """The interpreters' ends, by the numbers that interpreters know."""
-        return {
-            descriptors.TASKS: self.tasks_end.fileno(), descriptors.STARTS: self.starts_end.fileno(),
-            descriptors.REPORTS: self.reports_end.fileno(),
-        }  # fmt: skip
+    @property
+    def ends(self) -> list[int]:
+        """The interpreters' ends, in the order of ``descriptors.QUEUES``."""
+        return [self.tasks_end.fileno(), self.starts_end.fileno(), self.reports_end.fileno()]
 
     @property
     def closed(self) -> bool:
@@ -58,59 +56,61 @@ class TemplateProcess:
     def __init__(self, python: Sequence[str], env: Mapping[str, str]) -> None:
         """``python`` is the interpreter with its flags. Raises OSError if it cannot be started."""
         self.python, self.env = list(python), dict(env)
-        self.queues = Queues()
         self.control, theirs = _pair()
+        #: to receive into a new buffer of that size takes ten times as long
+        self._buffer = bytearray(descriptors.MESSAGE_LIMIT)
+        self._view = memoryview(self._buffer)
         #: what it writes to its stderr, a file in memory
         self._log = os.memfd_create("log", os.MFD_CLOEXEC)
         self._setup = os.memfd_create("setup", os.MFD_CLOEXEC)
-        fds: dict[int, int | str] = {0: os.devnull, 2: self._log, descriptors.CONTROL: theirs.fileno()}
+        control = dict.fromkeys((descriptors.CONTROL, *descriptors.QUEUES), theirs.fileno())
         try:
             with theirs:
-                self.pid = execute("template", self.python, self.env, self.queues, self._setup, fds)
+                self.pid = execute(
+                    "template", self.python, self.env, self._setup, {0: os.devnull, 2: self._log, **control}
+                )
         except OSError:
-            self.discard()
+            self.close()
             raise
 
     def prepare(self, setup: bytes) -> None:
         """Let it go on with what ``runner.pack_setup`` made."""
         os.pwrite(self._setup, setup, 0)
-        self._send(b"s")
+        self._send(b"s", [])
 
-    def fork(self, number: int) -> None:
-        """Have it fork so many interpreters."""
-        self._send(b"f" * number)
+    def turn_to(self, lane: bytes, queues: Queues) -> None:
+        """What it forks from now on is for a lane, as ``channel.pack_lane`` describes it. Raises like :meth:`fork`."""
+        self._send(lane, [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", queues.ends))])
 
-    def fork_in_place(self, place: bytes) -> None:
-        """Have it fork an interpreter that is kept in a place, as ``channel.pack_place`` describes it."""
-        self._send(place)
+    def fork(self, order: bytes) -> None:
+        """Have it fork what ``channel.FORK`` or ``channel.pack_place`` say. Raises BlockingIOError: not now."""
+        self._send(order, [])
 
-    def _send(self, message: bytes) -> None:
+    def _send(self, message: bytes, ancillary: list[tuple[int, int, array.array[int]]]) -> None:
         try:  # noqa: SIM105  contextlib is not imported here: see above
-            self.control.send(message)
+            self.control.sendmsg([message], ancillary)
         except (BrokenPipeError, ConnectionResetError):
             pass  # it died, which is seen when it is reaped
 
-    def receive(self) -> tuple[bytes, list[int]]:
-        """What it says, with descriptors, close-on-exec; b"" if it is gone. Raises BlockingIOError: nothing, yet."""
+    def receive(self) -> tuple[memoryview, list[int]]:
+        """What it says, until the next call, with descriptors, close-on-exec; nothing if it is gone.
+
+        Raises BlockingIOError: it says nothing now.
+        """
         fds = array.array("i")
         space = socket.CMSG_SPACE(3 * fds.itemsize)
         try:
-            data, ancillary, _, _ = self.control.recvmsg(256, space, socket.MSG_CMSG_CLOEXEC)
+            size, ancillary, _, _ = self.control.recvmsg_into([self._buffer], space, socket.MSG_CMSG_CLOEXEC)
         except ConnectionResetError:
-            return b"", []  # it died with orders unread
+            return self._view[:0], []  # it died with orders unread
         for _, _, block in ancillary:
             fds.frombytes(block[: len(block) - len(block) % fds.itemsize])
-        return data, list(fds)
+        return self._view[:size], list(fds)
 
     def log_tail(self) -> str:
         """The end of what it wrote to its stderr."""
         size = os.fstat(self._log).st_size
         return os.pread(self._log, 4000, max(0, size - 4000)).decode(errors="replace").strip()
-
-    def discard(self) -> None:
-        """Close it and its queues: it is not needed."""
-        self.close()
-        self.queues.close()
 
     def close(self) -> None:
         """It leaves when it finds its control socket at its end."""
@@ -126,7 +126,7 @@ def spawn(
     file = os.memfd_create("setup", os.MFD_CLOEXEC)
     try:
         os.pwrite(file, setup, 0)
-        return execute("spawned", python, env, queues, file, fds)
+        return execute("spawned", python, env, file, {**fds, **dict(zip(descriptors.QUEUES, queues.ends, strict=True))})
     finally:
         os.close(file)
 
@@ -136,10 +136,10 @@ _DEFAULT = [signal.SIGPIPE, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal
 
 
 def execute(
-    role: str, python: Sequence[str], env: Mapping[str, str], queues: Queues, setup: int, fds: Mapping[int, int | str]
+    role: str, python: Sequence[str], env: Mapping[str, str], setup: int, fds: Mapping[int, int | str]
 ) -> int:
     """Start ``interpreter.py`` in a role, in a session of its own, with ``fds`` and what all roles have."""
-    wanted = {**fds, **queues.at_fixed_numbers(), descriptors.SETUP: setup}
+    wanted = {**fds, descriptors.SETUP: setup}
     high = {target: source if isinstance(source, str) else _high(source) for target, source in wanted.items()}
     try:
         return os.posix_spawn(

@@ -1,10 +1,12 @@
 """The template interpreter: started once for an environment, it forks a pristine child for each fresh interpreter.
 
 It imports what every task needs, freezes its heap, and stays single-threaded, so that a fork is safe and costs about a
-millisecond. It does three things: fork when the agent says so, reap, and tell the agent both.
+millisecond. It does three things: fork when the agent says so, reap, and tell the agent both. It forks for all lanes of
+its environment, one after the other: each fork has the queues and the variables of the lane that was named last.
 
-    agent --control--> "fff": fork as many interpreters; "p" and a place: one that is kept there; end of file: leave
-    agent <-control--  Forked (with the read ends of stdout and stderr), Exited
+    agent --control--> "l", a lane and its queues: what follows is for this one; end of file: leave
+                       "fff": fork as many interpreters; "p" and a place: one that is kept there
+    agent <-control--  Forked (with the read ends of stdout and stderr), Exited, Broken
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import os
 import select
 import signal
 import socket
+import struct
 import sys
 import threading
 from collections.abc import Callable
@@ -23,6 +26,10 @@ from importlib.machinery import PathFinder
 from typing import Any, NoReturn
 
 from worker_agent import channel, descriptors, processes, runner
+
+#: The descriptors of a lane's queues, as they come with a message.
+_QUEUES = struct.Struct(f"@{len(descriptors.QUEUES)}i")
+_QUEUES_SPACE = socket.CMSG_SPACE(_QUEUES.size)
 
 
 class Template:
@@ -35,6 +42,12 @@ class Template:
         self._pid = os.getpid()
         self._children: dict[int, int] = {}
         self._poll = select.poll()
+        self._lane = 0
+        #: what the lane's variables were before; None: there was no such
+        self._before: dict[str, str | None] = {}
+        #: to receive into a new buffer of that size takes ten times as long
+        self._buffer = bytearray(descriptors.MESSAGE_LIMIT)
+        self._view = memoryview(self._buffer)
 
     def serve(self) -> None:
         """Until the agent closes the control socket."""
@@ -47,13 +60,27 @@ class Template:
                     return
 
     def _obey(self) -> bool:
-        wanted = self._control.recv(descriptors.MESSAGE_LIMIT)
-        if wanted[:1] == channel.IN_PLACE:
-            self._fork(*channel.unpack_place(wanted))
+        size, ancillary, _, _ = self._control.recvmsg_into([self._buffer], _QUEUES_SPACE, socket.MSG_CMSG_CLOEXEC)
+        order = self._view[:size]
+        if order[:1] == channel.LANE:
+            self._turn_to(order, ancillary[0][2])
+        elif order[:1] == channel.IN_PLACE:
+            self._fork(*channel.unpack_place(order))
         else:
-            for _ in wanted:
+            for _ in order:
                 self._fork({}, [])
-        return bool(wanted)
+        return size > 0
+
+    def _turn_to(self, order: memoryview, queues: bytes) -> None:
+        """From now on fork for another lane: its queues have the fixed numbers, and its variables are set."""
+        self._lane, variables = channel.unpack_lane(order)
+        for fd, number in zip(_QUEUES.unpack(queues), descriptors.QUEUES, strict=True):
+            os.dup2(fd, number, inheritable=False)
+            os.close(fd)
+        self._interpreter.note_queues()
+        runner.enter(None, self._before)
+        self._before = {name: os.environ.get(name) for name in variables}
+        os.environ.update(variables)
 
     def _fork(self, variables: dict[str, str], cpus: list[int]) -> None:
         out_end, out = os.pipe()
@@ -64,7 +91,7 @@ class Template:
             self._interpreter.take_place(variables, cpus)
             self._become_interpreter(out, err, go)
         ends = [out_end, err_end] if go is None else [out_end, err_end, go]
-        socket.send_fds(self._control, [channel.pack_forked(pid)], ends)
+        socket.send_fds(self._control, [channel.pack_forked(pid, self._lane)], ends)
         for fd in (out, err, *ends):
             os.close(fd)
         pidfd = os.pidfd_open(pid)  # and not SIGCHLD: each child would have to take our handler off

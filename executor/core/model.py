@@ -220,8 +220,9 @@ class Lane:
     def each_has(self, name: str) -> int:
         """So many units each of its places has of what could be needed under this name."""
         if name not in self.known:
-            place, family = next(iter(self.places.values())), f"{name}/"
-            self.known[name] = sum(share.amount for share in place if share.name == name or share.name.startswith(family))
+            place = next(iter(self.places.values()))
+            family = f"{name}/"
+            self.known[name] = sum(each.amount for each in place if each.name == name or each.name.startswith(family))
         return self.known[name]
 
 

@@ -113,7 +113,7 @@ AGENT = (
 INTERPRETER = (
     Point("template", "worker_agent.runner:read_setup"),
     Point("template", "worker_agent.runner:prepare", "after"),
-    Point("template", "worker_agent.template:Template._obey", "before", 2),
+    Point("template", "worker_agent.template:Template._obey", "before", 3),
     Point("template", "worker_agent.template:Template._fork", "before", 3),
     Point("template", "worker_agent.template:Template._fork", "after", 3),
     Point("template", "worker_agent.template:Template._reap", "after", 2),
@@ -126,6 +126,8 @@ INTERPRETER = (
     Point("interpreter", "worker_agent.runner:Interpreter._send", "before", 5),
     Point("interpreter", "worker_agent.runner:Interpreter._send", "after", 5),
     Point("interpreter", "worker_agent.runner:leave", "before", 5),
+    Point("template", "worker_agent.template:Template._turn_to"),
+    Point("template", "worker_agent.template:Template._turn_to", "after"),
 )
 
 #: With interpreters that are kept: they take the next task before anybody has asked them to.
