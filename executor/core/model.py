@@ -261,6 +261,10 @@ class Worker:
                 return False
         return True
 
+    def may_serve(self, variants: Variants) -> bool:
+        """Whether tasks with these needs could run here, perhaps beside others, if nothing else did."""
+        return any(needs.nodes or self.free.possible(needs) for needs in variants)
+
     def count(self, name: str) -> int:
         """Units of a resource that are free, or that lanes have and do not use."""
         units = self.counted.get(name)

@@ -116,11 +116,12 @@ class Placement:
                     self.news.note(worker)
         self.lanes.left.clear()
 
-    def _yields(self, queue: Queue) -> bool:
-        """Whether a more important one waits, which is asked first."""
+    def _yields(self, queue: Queue, worker: Worker | None = None) -> bool:
+        """Whether a more important one waits, which is asked first; on a worker: one that could run there."""
         if len(self.reservations.priorities) == 1:
             return False
-        return any(each.priority > queue.priority and each.ready for each in self._waiting)
+        before = (each.of for each in self._waiting if each.priority > queue.priority and each.ready)
+        return any(worker is None or worker.may_serve(of.variants) for of in before)
 
     def _in_order(self, classes: Iterable[TaskClass]) -> list[Queue]:
         live = []
@@ -190,15 +191,15 @@ class Placement:
     def _deepen(self, queue: Queue, now: float) -> None:
         """Let agents hold tasks in advance, but for those for which room is being made.
 
-        None while more important ones wait: these would have to wait for those, and what may not be held in advance
-        would wait for ever.
+        None where more important ones could run that wait: these would have to wait for those, and what may not be held
+        in advance would wait for ever.
         """
         of, spared = queue.of, len(queue.reserved)
-        if any(each.ready and each.priority > queue.priority for each in of.queues.values()):
-            return
         while of.shallow and len(queue.ready) > spared:
             lane = next(iter(of.shallow))
             limit = most_held(lane) if lane.worker.lives(lane.needs, now) else 0
+            if limit > lane.width and self._yields(queue, lane.worker):
+                limit = lane.width
             self.lanes.fill_in_advance(lane, limit, queue)
             if len(lane.sent) < limit:
                 return

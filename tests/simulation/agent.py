@@ -132,7 +132,7 @@ class Agent(Process):
         """A frame of the hub has arrived."""
         if route == self.route:
             frame = codec.decode_orders(data)
-            self.world.judge.hear(self.session._link, len(frame.messages))
+            self.world.judge.hear(self.session._link, frame)
             self._obey(self.session.receive(frame, self.time))
             self._go_to_sleep()
 

@@ -188,7 +188,7 @@ class Hub(Process):
         if member is None:
             return False
         self._touched.add(member)
-        self.world.judge.hear(member.link, len(frame.messages))
+        self.world.judge.hear(member.link, frame)
         if reports:
             self.world.judge.see_reports(reports)
             self.perform(self.core.receive(member.worker, reports, self.time))

@@ -95,6 +95,8 @@ class Judge:
         self.running: dict[int, list[Attempt]] = {}
         self._started: set[tuple[int, int]] = set()
         self._heard: Counter[tuple[link.Link, int]] = Counter()
+        #: of how many messages each side knows that they were sent to it
+        self._known: Counter[link.Link] = Counter()
         #: the most important task that waits for room, and since when it is that
         self._first: Task | None = None
         self._first_since = 0.0
@@ -224,10 +226,11 @@ class Judge:
         if len(unacked) + len(side._waiting) > 50 + 10 * len(self.futures):
             raise Violation("S6", f"{whose}: {len(unacked) + len(side._waiting)} messages wait")
 
-    def hear(self, side: link.Link, messages: int) -> None:
-        """S6: a frame has arrived with so many messages, old and new."""
-        if messages:
-            self._heard[side, int(self.world.now)] += messages
+    def hear(self, side: link.Link, frame: protocol.Orders | protocol.Reports) -> None:
+        """S6: a frame has arrived with messages, old and new."""
+        if frame.messages:
+            self._heard[side, int(self.world.now)] += len(frame.messages)
+            self._known[side] = max(self._known[side], frame.first + len(frame.messages) - 1)
 
     def see_reports(self, reports: list[Any]) -> None:
         """Count what comes in which state of its task."""
@@ -388,8 +391,8 @@ class Judge:
 
     def _check_storms(self) -> None:
         for (side, second), heard in self._heard.items():
-            if heard > HEARD_FACTOR * side._received + HEARD_MORE:
-                what = f"{heard} messages came in second {second}; in all there were {side._received} different ones"
+            if heard > HEARD_FACTOR * self._known[side] + HEARD_MORE:
+                what = f"{heard} messages came in second {second}; in all {self._known[side]} different ones were sent"
                 raise Violation("S6", what)
 
 
