@@ -137,7 +137,7 @@ class Interpreter:
         """Run one task and report it; gives the next one if that waited, announced by the same report."""
         started = time.time()
         number, attempt, instance = str(task[0]), str(task[1]), str(task[1] - 1)
-        os.environ.update(HPC_TASK_ID=number, HPC_ATTEMPT=attempt, HQ_TASK_ID=number, HQ_INSTANCE_ID=instance)
+        set_variables({"HPC_TASK_ID": number, "HPC_ATTEMPT": attempt, "HQ_TASK_ID": number, "HQ_INSTANCE_ID": instance})
         ok, body, value = self._execute(*task[2:])
         if os.getpid() != self._pid:
             os._exit(0)  # a fork made by the user's code came out of the call too: the outcome is not its to report
@@ -178,8 +178,9 @@ class Interpreter:
         variables: dict[str, str], cpus: list[int], pin: str, results: list[bytes],
     ) -> tuple[bool, bytes, Any]:  # fmt: skip
         try:
-            os.environ.update(variables)
-            inputs.provide(results)
+            set_variables(variables)
+            if results:
+                inputs.provide(results)
             if pin:
                 cpus = cpus or self._setup.cpus
                 with pinned(pin, cpus), self._surroundings(cwd, {**pin_variables(pin, cpus), **env}, stdout, stderr):
@@ -311,6 +312,13 @@ def enter(cwd: str | None, env: dict[str, str | None]) -> None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
+
+
+def set_variables(variables: dict[str, str]) -> None:
+    """Set them one by one: to ask whether they are a mapping, as ``update`` does, costs a child pages of its own."""
+    environ = os.environ
+    for name, value in variables.items():
+        environ[name] = value
 
 
 def redirect(stdout: str | None, stderr: str | None) -> None:
