@@ -249,6 +249,7 @@ def test_cancel_with_kill_before_a_task_has_started_means_that_it_never_does(
     new_executor: Callable[..., HPCExecutor], gate: Gate, tmp_path: Path
 ) -> None:
     executor = new_executor(1)
+    outcome(executor.submit(time.sleep, 0.05))  # of such as this one is sent in advance
     held = executor.submit(pass_gate, *gate.paths)
     gate.wait_arrivals(1)
     rest = [executor.submit(announce, tmp_path / "started") for _ in range(20)]

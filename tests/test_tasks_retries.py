@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
 from pathlib import Path
@@ -174,6 +175,7 @@ def test_a_task_that_waits_to_be_tried_again_does_not_run(
 
     first, second = make_gate(), make_gate()
     executor = new_executor(1)
+    outcome(executor.submit(time.sleep, 0.05))  # of such as this one is sent in advance
     future = executor.options(retries=1).submit(fail_once, *first.paths)
     first.wait_arrivals(1)
     other = executor.submit(pass_gate, *second.paths)

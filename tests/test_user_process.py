@@ -1019,6 +1019,7 @@ def test_a_small_workload_runs_in_an_unusual_interpreter(run_script, flags, env,
 def test_if_the_hub_dies_of_a_bug_at_submit_every_future_says_so(make, gate, monkeypatch, wait_until):
     """E22: the running task, one that an agent has, and those whose arrival hit the bug; then ``submit`` raises."""
     executor = make(1)
+    executor.submit(time.sleep, 0.05).result(20)  # of such as this one is sent in advance
     futures = [executor.submit(pass_gate, *gate.paths)]
     [pid] = gate.wait_arrivals(1)
     futures.append(executor.submit(echo, 1))

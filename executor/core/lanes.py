@@ -121,8 +121,8 @@ class Lanes:
         if worker.lent is not None:
             self.close(worker.lent)
         claims = worker.free.claim_many(needs, most)
-        if not claims and self._reclaim(worker, queue, needs):
-            claims = worker.free.claim_many(needs, most)
+        while len(claims) < most and self._reclaim(worker, queue, needs):
+            claims += worker.free.claim_many(needs, most - len(claims))
         worker.counted.clear()
         return claims
 

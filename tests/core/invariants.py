@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from executor.core.model import Lane, TaskClass, TaskState, Worker
+from executor.core.lanes import goes_before
+from executor.core.model import Lane, Queue, TaskClass, TaskState, Worker
+from executor.core.needs import Needs
 from executor.core.placement import Placement
 from executor.core.scheduler import Scheduler
 from worker_agent.pools import UNIT, Share
@@ -145,9 +147,24 @@ def _check_nobody_waits_in_vain(placement: Placement, now: float) -> None:
                     continue
                 for worker in allowed:
                     assert not worker.free.fits(needs), f"task {first.id} waits, and fits on worker {worker.id}"
+                    assert not _could_have(worker, queue, needs), (
+                        f"task {first.id} waits beside places of worker {worker.id} that nobody uses"
+                    )
                     assert not _is_unused(worker) or not worker.free.possible(needs), (
                         f"task {first.id} waits, and nobody uses worker {worker.id}"
                     )
+
+
+def _could_have(worker: Worker, queue: Queue, needs: Needs) -> bool:
+    """Whether it would have room with the places that nobody uses, or not before it; looked at for CPUs alone."""
+    if [need.name for need in needs.needs] != ["cpus"] or not needs.needs[0].amount or needs.needs[0].amount % UNIT:
+        return False
+    stock = worker.free._stocks.get("cpus")
+    if stock is None or len(getattr(stock, "groups", ())) != 1:
+        return False
+    unused = [lane for lane in worker.lanes.values() if lane.unused and not goes_before(lane.of, queue)]
+    whole = [lane.unused * lane.each_has("cpus") // UNIT for lane in unused if lane.each_has("cpus") % UNIT == 0]
+    return stock._whole() + sum(whole) >= needs.needs[0].least // UNIT  # type: ignore[attr-defined]
 
 
 def _gives_back(worker: Worker) -> bool:

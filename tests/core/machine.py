@@ -7,6 +7,7 @@ as nothing runs there; answers each recall. Between all of these anything else m
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections import Counter
@@ -15,10 +16,10 @@ from typing import Any
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from invariants import check
 
-from executor.core import effects
+from executor.core import effects, model
 from executor.core.dependents import CANCELLED, FAILED, OK, Condition
 from executor.core.model import LaneId, Task, TaskState, WorkerId
 from executor.core.scheduler import Scheduler
@@ -135,6 +136,11 @@ class Machine(RuleBasedStateMachine):
     def submit_all(self, new: list[Task]) -> None:
         self.tasks.update((task.id, task) for task in new)
         self.perform(self.scheduler.submit(new, self.now))
+
+    @initialize(seconds=st.sampled_from([model.LONG / 2, math.inf]))
+    def assume(self, seconds: float) -> None:
+        """Agents hold tasks in advance from the start, or not before the first ones have ended."""
+        model.ASSUMED = seconds
 
     @precondition(lambda self: self.agents)
     @rule(which=WHICH)

@@ -92,6 +92,17 @@ def shares(task: Task, place: int = 0) -> dict[str, list[str]]:
     return {share.name: share.indices for share in lane_of(task).places[place]}
 
 
+def test_two_tasks_at_once_get_what_is_free_and_what_nobody_uses(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is free is not enough for both; a place that another class has left is."""
+    monkeypatch.undo()  # nothing is held in advance
+    (other,) = occupy(cluster, 1, slots=2)
+    assert cluster.end(other) == []
+    tasks = cluster.tasks(2, environment=1)
+    assert started_tasks(cluster.submit(*tasks)) == tasks
+
+
 # ---- rule 1: who is first
 
 
