@@ -805,6 +805,41 @@ def test_an_environment_in_which_no_process_lives_is_given_up(new_executor, tmp_
     assert len(announced(tmp_path / "starts")) < 20
 
 
+# ---- a template that is slow to say what it has forked
+
+
+@pytest.fixture
+def slow_template(new_executor, tmp_path, gate):
+    """Makes executors whose template waits at the gate after each fork, before it says so; the child goes on."""
+    hook = f"import os, waiting\nos.register_at_fork(after_in_parent=lambda: waiting.pass_gate(*{gate.paths!r}))\n"
+    (tmp_path / "slow_module.py").write_text(hook)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(tmp_path)
+        yield lambda workers: new_executor(workers, preload=["slow_module"], max_tasks_per_child=None)
+
+
+def test_an_interpreter_is_kept_whose_task_ended_before_its_fork_was_known(slow_template, gate):
+    """It counted twice, as one that is there and one that is to come, and was sent away as one too many."""
+    executor = slow_template(1)
+    first, second = [executor.submit(os.getpid) for _ in range(2)]
+    pid = outcome(first)
+    gate.open()
+    assert outcome(second) == pid
+    assert outcome(executor.submit(os.getpid)) == pid
+
+
+def test_a_task_has_an_interpreter_though_the_fork_of_another_one_is_not_known_yet(slow_template, tmp_path, gate):
+    """That one counted twice, and the second time as idle; nobody looked again before its task had ended."""
+    executor = slow_template(3)
+    runs = executor.submit(sleep_for_ever, tmp_path / "pids")
+    wait_until(runs.running)
+    waits = executor.submit(pow, 2, 3)
+    outcome(executor.submit(Program(["true"])))  # so the agent has the task before
+    gate.open()
+    assert outcome(waits) == 8
+    runs.kill()
+
+
 # ---- A24: another Python
 
 

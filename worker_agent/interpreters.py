@@ -95,7 +95,6 @@ class Interpreters:
         )
 
     def _adopt(self, pid: int, fds: list[int]) -> None:
-        self._requested = max(0, self._requested - 1)
         child = self._child(pid)
         before = partial(self._learn_whose, child)
         for stream, fd in zip((1, 2), fds, strict=False):
@@ -113,9 +112,11 @@ class Interpreters:
             self.mailbox.read_starts()
 
     def _child(self, pid: int) -> Child:
+        """It may speak before the template says that it has forked it; from then on it is not on the way any more."""
         child = self._children.get(pid)
         if child is None:
             child = self._children[pid] = Child(pid)
+            self._requested = max(0, self._requested - 1)
         return child
 
     # --- tasks --------------------------------------------------------------------------------------------------------
