@@ -83,15 +83,15 @@ class Result:
 # ---- a run
 
 
-def run(case: Case, directory: Path) -> Result:
-    """Run the workload with this fault, and look at what is left."""
+def run(case: Case, directory: Path, environment: dict[str, str]) -> Result:
+    """Run the workload with this fault in an environment, and look at what is left."""
     result, begin = Result(case, directory), time.monotonic()
     for name in ("m", "t"):
         (directory / name).mkdir()
     mark = points.write_fault(case.point, case.action, str(directory), dict(case.constants))
-    env = {**os.environ, points.VARIABLE: mark, "PYTHONPATH": os.pathsep.join(_PATHS), "TMPDIR": str(directory / "t")}
+    changes = {points.VARIABLE: mark, "PYTHONPATH": os.pathsep.join(_PATHS), "TMPDIR": str(directory / "t")}
     try:
-        result.status = _run_client(case, directory, env)
+        result.status = _run_client(case, directory, {**environment, **changes})
     except Exception as error:
         result.troubles.append(f"{type(error).__name__}: {error}")
     _look_for_remains(result, f"{points.VARIABLE}={mark}".encode())
@@ -352,10 +352,11 @@ class Runs:
     def __init__(self, cases: list[Case], directory: Path) -> None:
         self._pool = ThreadPoolExecutor(AT_A_TIME)
         self._futures: dict[Case, Future[Result]] = {}
+        environment = dict(os.environ)  # here, once: pytest changes its own between the tests, while runs begin
         for number, case in enumerate(cases):
             folder = directory / str(number)
             folder.mkdir()
-            self._futures[case] = self._pool.submit(run, case, folder)
+            self._futures[case] = self._pool.submit(run, case, folder, environment)
 
     def result(self, case: Case) -> Result:
         """What has become of a case."""
