@@ -20,7 +20,7 @@ import pytest
 from pools import failure, gate, new_executor, outcome
 from waiting import Gate, announce, announced, command_line, parent_of, pass_gate, wait_gone, wait_until
 
-from executor import CAPTURE, EnvironmentFailed, HPCExecutor
+from executor import CAPTURE, EnvironmentFailed, HPCExecutor, TaskLost
 from worker_agent import channel, environments, processes, protocol, spawning, templates
 from worker_agent.loop import Loop
 from worker_agent.templates import Template, Templates
@@ -145,6 +145,27 @@ def test_a_template_that_is_killed_costs_no_task_of_any_lane(
     assert [future.attempt for future in held] == [2, 2]
     assert [outcome(future) for future in waiting] == [2**number for number in range(40)]
     assert templates_of(agent) == [one]
+
+
+def wait_with_much_memory(started: str) -> None:
+    held = b"x" * 400_000_000  # when the process is killed, this is freed before it has ended
+    announce(started)
+    while held:
+        signal.pause()
+
+
+@KINDS
+def test_a_task_whose_template_was_killed_is_over_when_its_process_has_ended(
+    new_executor: New, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    started = str(tmp_path / "started")
+    executor = new_executor(None, resources=RESOURCES, **options)
+    futures = [executor.options(crash_limit=0).submit(wait_with_much_memory, started) for _ in range(2)]
+    wait_until(lambda: len(announced(started)) == 2)
+    os.kill(parent_of(announced(started)[0]), signal.SIGKILL)
+    for future in futures:
+        assert type(failure(future)) is TaskLost
+        assert processes._has_ended(future.pid)
 
 
 def test_a_template_that_is_killed_again_and_again_while_lanes_come_and_go(new_executor: New) -> None:

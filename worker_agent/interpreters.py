@@ -67,6 +67,9 @@ class Owner(Protocol):
     def on_crash(self) -> None:
         """An interpreter did not end by itself: what it had started is the agent's child now, if it lives."""
 
+    def on_orphans(self) -> None:
+        """The interpreters of a template that died were killed: none of their tasks is over before they have ended."""
+
     def on_late_crash(self, attempt: Attempt, code: int) -> None:
         """An interpreter crashed after it had reported the end of its last task."""
 
@@ -409,6 +412,7 @@ class Interpreters:
         self.mailbox = self._open_mailbox()
         for attempt in reversed(returned):
             self._owner.on_returned(attempt)
+        self._owner.on_orphans()
         for attempt in lost:
             attempt.finish(protocol.LOST, body=b"the template interpreter died")
             self._owner.on_lost(attempt)
@@ -420,8 +424,8 @@ class Interpreters:
 
     @property
     def busy(self) -> bool:
-        """Whether an interpreter runs a task or is leaving."""
-        return self._busy > 0
+        """Whether an interpreter runs a task, is leaving, or has taken a task and has not said so yet."""
+        return self._busy > 0 or bool(self.mailbox.offered)
 
     def close(self) -> None:
         """No more tasks: idle interpreters end by themselves at the end of their sockets."""

@@ -19,7 +19,7 @@ from worker_agent.loop import Loop
 from worker_agent.places import Ledger, Places
 from worker_agent.pools import UNIT, Place
 from worker_agent.programs import NotExecutable, Programs, Surroundings, task_identity
-from worker_agent.strays import Strays
+from worker_agent.strays import TASKS_PATIENCE, Strays
 from worker_agent.task_variables import cpus_of, lane_variables, node_variables
 from worker_agent.templates import Templates
 
@@ -262,6 +262,10 @@ class Lane:
     def on_crash(self) -> None:
         """What the process had started is to end with it."""
         self._host.strays.kill()
+
+    def on_orphans(self) -> None:
+        """They are the agent's children now, and nobody's: those too of which the template has not told."""
+        self._host.strays.kill(TASKS_PATIENCE)
 
     def on_late_crash(self, attempt: Attempt, code: int) -> None:
         """The task's outcome stands; that its interpreter could not leave in peace is for the log."""

@@ -11,6 +11,8 @@ from worker_agent.programs import Programs, task_identity
 
 #: Seconds that processes which were killed may take to end, before the next attempt of their task may start.
 PATIENCE = 0.2
+#: The same for the interpreters of a template that has died: they are the tasks themselves, and such a death is rare.
+TASKS_PATIENCE = 2.0
 
 
 class Strays:
@@ -22,8 +24,8 @@ class Strays:
         self._programs = programs
         self._owns = owns
 
-    def kill(self) -> None:
-        """End all that there are.
+    def kill(self, patience: float = PATIENCE) -> None:
+        """End all that there are, and wait until they have ended, but not longer than ``patience`` seconds.
 
         What a running program started may be our child too (a daemon's double fork): it carries the task's variables
         in its environment, or is in the program's session.
@@ -32,7 +34,7 @@ class Strays:
         strays = [pid for pid in self._children.pids() if not self._owns(pid)]
         strays = [pid for pid in strays if not self._belongs_to_running(pid, sessions)]
         processes.kill_all(strays)
-        processes.wait_for_ends(strays, PATIENCE)
+        processes.wait_for_ends(strays, patience)
 
     def _belongs_to_running(self, pid: int, sessions: set[int]) -> bool:
         try:
