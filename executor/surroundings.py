@@ -41,17 +41,18 @@ class Surroundings:
         changes = tuple(pair for pair in options.env if pair[0].startswith(read)) if options.env else ()
         found = self._orders.get((start, changes))
         if found is None:
-            found = self._orders[start, changes] = self._make(start, directory, changes)
+            found = self._orders[start, changes] = self._make(start, changes)
         return found
 
-    def _make(self, start: str, directory: str, changes: tuple[tuple[str, str | None], ...]) -> protocol.Prepare:
+    def _make(self, start: str, changes: tuple[tuple[str, str | None], ...]) -> protocol.Prepare:
+        directory, path, variables, _ = self._seen  # and not what another thread makes of them meanwhile
         if not is_text(directory):
             raise OptionValueError(f"the working directory {directory!r} has a name that is not UTF-8: go elsewhere")
-        env = _changed(changes)
+        env = _changed({os.fsdecode(name): os.fsdecode(text) for name, text in variables.items()}, changes)
         raw = {name: text for name, text in env.items() if not (is_text(name) and is_text(text))}
         return protocol.Prepare(
             environment=next(self._numbers), python=processes.this_python(), start=start, max_tasks=self.max_tasks,
-            cwd=directory, path=[each for each in sys.path if is_text(each)],
+            cwd=directory, path=[each for each in path if is_text(each)],
             env={name: text for name, text in env.items() if name not in raw},
             raw=[(os.fsencode(name), os.fsencode(text)) for name, text in raw.items()], preload=self.preload,
             initializer=self._initializer, authkey=_authkey(), argv=[each for each in sys.argv if is_text(each)],
@@ -59,13 +60,10 @@ class Surroundings:
         )  # fmt: skip
 
 
-def _changed(changes: tuple[tuple[str, str | None], ...]) -> dict[str, str]:
+def _changed(env: dict[str, str], changes: tuple[tuple[str, str | None], ...]) -> dict[str, str]:
     """The environment with these variables set, or without them."""
-    env = {**os.environ, **{name: text for name, text in changes if text is not None}}
-    for name, text in changes:
-        if text is None:
-            env.pop(name, None)
-    return env
+    changed: dict[str, str | None] = {**env, **dict(changes)}
+    return {name: text for name, text in changed.items() if text is not None}
 
 
 def _authkey() -> bytes | None:
