@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 import weakref
+import zlib
 from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -35,6 +36,29 @@ PATIENCE = 5.0
 MARK = "HPC_TEST_RUN"
 PREFIX = "hpc-executor"
 _REPOSITORY = str(Path(product.__file__).parents[1])
+
+
+# ---- several runs share the tests
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--share", metavar="I/N", help="of the tests marked shared, run the I-th of N parts")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """A test is in the same part each time, by its name: what failed in CI is found again."""
+    share = config.getoption("--share")
+    if share is None:
+        return
+    part, parts = map(int, share.split("/"))
+    left_out = {each for each in items if each.get_closest_marker("shared") and part_of(each, parts) != part}
+    config.hook.pytest_deselected(items=list(left_out))
+    items[:] = [each for each in items if each not in left_out]
+
+
+def part_of(item: pytest.Item, parts: int) -> int:
+    """From 1 to ``parts``."""
+    return zlib.crc32(item.nodeid.encode()) % parts + 1
 
 
 # ---- nothing is left behind

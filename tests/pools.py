@@ -89,19 +89,12 @@ class Pools:
 
     def get(self, kind: str) -> HPCExecutor:
         """The module's executor of this kind, of which all workers are free."""
-        made = self._made[kind]
-        while not self._is_well(made[0]):
-            with contextlib.suppress(Overdue), bounded(10):
-                made[0].kill_workers()
-            del made[0]
-        return made[0]
+        return self._made[kind][0]
 
-    def _is_well(self, executor: HPCExecutor) -> bool:
-        try:
-            check_works(executor, 5)
-        except Exception:
-            return False
-        return True
+    def give_up(self, kind: str) -> None:
+        """A test has left it unusable."""
+        with contextlib.suppress(Overdue), bounded(10):
+            self._made[kind].pop(0).kill_workers()
 
     def close(self) -> None:
         """End them all; nothing of them may be left."""
@@ -134,9 +127,13 @@ def pool(request: pytest.FixtureRequest, pools: Pools, tmp_path: Path) -> Iterat
             yield executor
         finally:
             gate.close()
-        assert outcome(neighbour) == pid
-        assert neighbour.attempt == 1
-        check_works(executor)
+        try:
+            assert outcome(neighbour) == pid
+            assert neighbour.attempt == 1
+            check_works(executor)
+        except BaseException:
+            pools.give_up(request.param)
+            raise
 
 
 @pytest.fixture

@@ -28,6 +28,8 @@ VERSIONS = ("3.11", "3.12", "3.13")
 STEP_LIMIT = 2400
 #: Schedules that the simulator goes through once, on the lowest version; with the other tests it has its own default.
 SIMULATION_SEEDS = 20_000
+#: What is not run again with the other tests.
+SIMULATED = ("--ignore", "tests/simulation/test_mutants.py")
 #: Says its version, if it is the Python that we want and can make virtual environments.
 PROBE = """
 import sys, sysconfig, ensurepip, venv
@@ -48,7 +50,7 @@ def main() -> None:
         run_tests_of_all(venvs, pytest_arguments)
     else:
         simulate(lowest, venvs[lowest])
-        run_tests_of_all(venvs, ["-m", "not heavy", "--ignore", "tests/simulation/test_mutants.py"])  # see simulate
+        run_tests_of_all(venvs, ["-m", "not heavy", *SIMULATED], share=True)
         run_tests(lowest, venvs[lowest], "heavy", ["-m", "heavy"])
     say(f"All passed on Python {', '.join(pythons)}.")
 
@@ -59,10 +61,11 @@ def simulate(version: str, venv_python: str) -> None:
     run_step(version, "simulate", command, show_last_line=True)
 
 
-def run_tests_of_all(venvs: dict[str, str], pytest_arguments: list[str]) -> None:
-    """pytest on all versions at once: the tests wait more than they work."""
+def run_tests_of_all(venvs: dict[str, str], pytest_arguments: list[str], share: bool = False) -> None:
+    """pytest on all versions at once. ``share``: those that are the same on each Python run on one of them."""
+    shares = {version: ["--share", f"{part}/{len(venvs)}"] if share else [] for part, version in enumerate(venvs, 1)}
     with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda version: run_tests(version, venvs[version], "pytest", pytest_arguments), venvs))
+        list(pool.map(lambda each: run_tests(each, venvs[each], "pytest", pytest_arguments + shares[each]), venvs))
 
 
 def run_tests(version: str, venv_python: str, name: str, pytest_arguments: list[str]) -> None:

@@ -19,6 +19,8 @@ from executor.agents import Agents
 from executor.core import members
 from worker_agent import link
 
+pytestmark = pytest.mark.shared
+
 
 def agent_of(pid: int) -> int:
     """The agent (the supervisor's child) under which an interpreter runs."""

@@ -26,6 +26,8 @@ from waiting import announce, announced, parent_of, pass_gate, wait_until
 
 from executor import CAPTURE, DependencyFailed, HPCExecutor, Program, SerializationError, TaskDied
 
+pytestmark = pytest.mark.shared
+
 if TYPE_CHECKING:
     from waiting import Gate
 

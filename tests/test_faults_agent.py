@@ -48,6 +48,8 @@ from worker_agent.connection import read_connection
 from worker_agent.pools import Pool
 from worker_agent.session import AgentSession, Incoming
 
+pytestmark = pytest.mark.shared
+
 NewExecutor = Callable[..., HPCExecutor]
 
 # By value, or each fresh interpreter would import pytest to find its function.

@@ -24,6 +24,8 @@ from waiting import Gate, parent_of, pass_gate, wait_gone, wait_until
 
 from executor import HPCExecutor, TaskDied, TaskTimeout
 
+pytestmark = pytest.mark.shared
+
 NewExecutor = Callable[..., HPCExecutor]
 
 for name in (__name__, "test_agents"):

@@ -64,6 +64,8 @@ from executor import (
 )
 from worker_agent import channel, processes
 
+pytestmark = pytest.mark.shared
+
 # By value, or each fresh interpreter would import pytest to find its function.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 

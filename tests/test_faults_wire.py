@@ -28,6 +28,8 @@ from executor import CAPTURE, HPCExecutor, Program, ProgramNotStarted
 from executor.core.model import DEEPEST
 from worker_agent import link, output, protocol
 
+pytestmark = pytest.mark.shared
+
 NewExecutor = Callable[..., HPCExecutor]
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])

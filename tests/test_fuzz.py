@@ -30,6 +30,8 @@ from worker_agent.connection import Connection, read_connection
 from worker_agent.pools import Pool
 from worker_agent.protocol import Orders, Reports
 
+pytestmark = pytest.mark.shared
+
 #: Inputs of the decoders together.
 DECODED = 1_000_000
 #: Frames into the live port: as bytes of strangers, before a hello, after it, and of the right types.

@@ -25,6 +25,8 @@ from waiting import wait_until
 
 from executor import HPCExecutor, Program
 
+pytestmark = pytest.mark.shared
+
 Join = Callable[..., "subprocess.Popen[str]"]
 
 

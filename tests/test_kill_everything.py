@@ -24,6 +24,8 @@ import pytest
 
 from executor import AgentFailed, Program, TaskDied, TaskLost
 
+pytestmark = pytest.mark.shared
+
 # The tasks of this file travel by value: no interpreter has to import it, and pytest with it.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 

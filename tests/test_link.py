@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from worker_agent import link
 from worker_agent.link import ACK_DELAY, RESEND_AFTER, RESEND_AFTER_MOST, Batch, Link
 
+pytestmark = pytest.mark.shared
+
 SETTINGS = settings(
     max_examples=300, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
 )

@@ -20,6 +20,8 @@ from worker_agent.loop import Loop
 from worker_agent.memory import KernelKills, MemoryGuard, Peak
 from worker_agent.memory_groups import open_groups
 
+pytestmark = pytest.mark.shared
+
 MB = 1 << 20
 PATIENCE = 60.0
 
@@ -430,7 +432,7 @@ def test_a_tree_that_forks_and_dies_all_the_time_is_no_trouble(
     task = start("while True:\n  for pid in [child(lambda: child(lambda: None)) for _ in range(5)]: os.waitpid(pid, 0)")
     guard.guard("task", task.pid, MB << 10)
     guard.guard("tight", task.pid, 20 * MB)  # measured as long as it lives, perhaps
-    look(loop, guard, 10)
+    look(loop, guard, 3)
     task.end()
     look(loop, guard)
     assert "task" not in guard.keys
@@ -682,7 +684,6 @@ def run_agent(own_group: Path, start: Callable[..., Task]) -> Callable[[str], No
     return run_one
 
 
-@pytest.mark.slow
 def test_the_kernel_ends_a_task_in_a_group_and_only_that(run_agent: Callable[[str], None]) -> None:
     run_agent("""
 hog, healthy = Task("child(wait); sys.stdin.read(1); grow(1000); wait()"), Task("hold(30); say(1); wait()")
@@ -704,7 +705,6 @@ healthy.end(), hog.end()
 """)
 
 
-@pytest.mark.slow
 def test_children_of_a_task_are_in_its_group_and_come_back(run_agent: Callable[[str], None]) -> None:
     run_agent("""
 task = Task("child(lambda: wait(), new_session=True); say(1); sys.stdin.read(1); hold(50); say(2); wait()")
@@ -724,7 +724,6 @@ assert guard.release("task").by == ""
 """)
 
 
-@pytest.mark.slow
 def test_a_task_that_cannot_have_a_group_is_watched(run_agent: Callable[[str], None]) -> None:
     run_agent("""
 open(group + "/cgroup.max.descendants", "w").write("2")
@@ -742,7 +741,6 @@ open(group + "/cgroup.max.descendants", "w").write("max")
 """)
 
 
-@pytest.mark.slow
 def test_groups_of_an_agent_that_died_are_removed_by_the_next(run_agent: Callable[[str], None]) -> None:
     run_agent("""
 task = Task("wait()")
@@ -755,7 +753,6 @@ os._exit(0)
     run_agent('assert folders() == ["hpc-executor-home"], folders()')
 
 
-@pytest.mark.slow
 def test_a_group_with_processes_of_others_is_left_alone(run_agent: Callable[[str], None]) -> None:
     run_agent("""
 guard.close()
@@ -770,7 +767,6 @@ other.end(), mine.end()
 """)
 
 
-@pytest.mark.slow
 def test_a_kill_by_the_kernel_is_counted(run_agent: Callable[[str], None]) -> None:
     run_agent("""
 hog = Task("sys.stdin.read(1); grow(1000); wait()")

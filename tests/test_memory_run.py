@@ -28,6 +28,8 @@ from executor import (
     TaskTimeout,
 )
 
+pytestmark = pytest.mark.shared
+
 if TYPE_CHECKING:
     from waiting import Gate
 

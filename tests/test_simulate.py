@@ -14,6 +14,8 @@ from executor.core.model import ONE_CPU_EACH
 from executor.core.needs import Need, Needs
 from worker_agent.pools import UNIT, Place, Pool, Share
 
+pytestmark = pytest.mark.shared
+
 SMALL = Size(agents=4, cpus=32, tasks=300, classes=20)
 #: So large that one stage lasts much longer than its last task.
 WIDE = Size(agents=2, cpus=128, tasks=2500, classes=20)

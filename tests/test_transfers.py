@@ -26,6 +26,8 @@ from worker_agent.link import Link
 from worker_agent.pieces import Received, read_pieces
 from worker_agent.protocol import Call, Drop, Finished, Piece, Run, Stored
 
+pytestmark = pytest.mark.shared
+
 MIB = 2**20
 
 
