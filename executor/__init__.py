@@ -6,6 +6,7 @@ from executor.errors import (
     EnvironmentFailed,
     ExecutorTerminated,
     InitializerFailed,
+    JobError,
     ListenError,
     NetworkUnsafe,
     OptionTypeError,
@@ -23,14 +24,18 @@ from executor.errors import (
 )
 from executor.executor import HPCExecutor
 from executor.future import TaskFuture, Usage
+from executor.jobs.job import Job
+from executor.jobs.pipeline import Pipeline
+from executor.jobs.submitted import SubmittedJob
 from executor.options import CAPTURE, DEVNULL, FORWARD
 from executor.program import Program
 from executor.resources import Resources
 
 __all__ = [
     "CAPTURE", "DEVNULL", "FORWARD", "AgentFailed", "DependencyFailed", "EnvironmentFailed", "ExecutorTerminated",
-    "HPCExecutor", "InitializerFailed", "ListenError", "NetworkUnsafe", "OptionTypeError", "OptionValueError",
-    "Program", "ProgramFailed", "ProgramNotStarted", "RemoteError", "Resources", "SerializationError", "TaskDied",
-    "TaskFuture", "TaskKilled", "TaskLost", "TaskOutOfMemory", "TaskTimeout", "UnsatisfiableRequest", "Usage",
+    "HPCExecutor", "InitializerFailed", "Job", "JobError", "ListenError", "NetworkUnsafe", "OptionTypeError",
+    "OptionValueError", "Pipeline", "Program", "ProgramFailed", "ProgramNotStarted", "RemoteError", "Resources",
+    "SerializationError", "SubmittedJob", "TaskDied", "TaskFuture", "TaskKilled", "TaskLost", "TaskOutOfMemory",
+    "TaskTimeout", "UnsatisfiableRequest", "Usage",
 ]  # fmt: skip
 __version__ = "0.1.0"

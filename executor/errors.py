@@ -263,6 +263,10 @@ class OptionValueError(_Rebuilt, ValueError):
     """An option whose value makes no sense."""
 
 
+class JobError(_Rebuilt, ValueError):
+    """A job that makes no sense: two tasks of one name, a dependency on nothing, a cycle."""
+
+
 class UnsatisfiableRequest(_Rebuilt, ValueError):
     """The task needs more of a resource than any agent has, or can have.
 

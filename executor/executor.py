@@ -37,6 +37,8 @@ from executor.future import TaskFuture
 from executor.hub import Hub
 from executor.impossible import find_impossible
 from executor.invitations import Invitation
+from executor.jobs.job import Job
+from executor.jobs.submitted import SubmittedJob
 from executor.mapping import chain, results_of
 from executor.options import DEVNULL, Stream, TaskOptions, make_options
 from executor.program import Program
@@ -105,6 +107,13 @@ class _Tasks(Executor):
     def _owner(self) -> HPCExecutor:
         raise NotImplementedError  # each of the two subclasses says
 
+    def options(self, **options: Any) -> BoundExecutor:
+        """A view with these options over the ones that there are: see :class:`~executor.options.TaskOptions`.
+
+        Raises OptionTypeError or OptionValueError (a TypeError, a ValueError) that name the option.
+        """
+        return BoundExecutor(self._owner(), make_options(self._options, **options))
+
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskFuture:
         """Run ``fn(*args, **kwargs)``, or a :class:`Program`, as a task; all names are the function's own.
 
@@ -112,6 +121,13 @@ class _Tasks(Executor):
         Raises RuntimeError after ``shutdown``, and a ``BrokenProcessPool`` if the executor is broken.
         """
         return self._owner()._submit(self, fn, args, kwargs)
+
+    def submit_job(self, job: Job) -> SubmittedJob:
+        """Run the tasks of a job; their options are laid over those of this executor or view.
+
+        Raises JobError if its tasks cannot be run in any order; then nothing of it runs.
+        """
+        return SubmittedJob(self, job, next(self._owner()._job_numbers))
 
     def map(
         self,
@@ -198,6 +214,7 @@ class HPCExecutor(_Tasks):
         #: what tasks need that was looked at
         self._possible: set[Variants] = set()
         self._task_numbers = itertools.count(1)
+        self._job_numbers = itertools.count(1)
 
     def _owner(self) -> HPCExecutor:
         return self
@@ -208,13 +225,6 @@ class HPCExecutor(_Tasks):
     def __repr__(self) -> str:
         state = "shut down" if self._shut_down else "open"
         return f"<HPCExecutor max_workers={self._max_workers} {state}>"
-
-    def options(self, **options: Any) -> BoundExecutor:
-        """A view of this executor whose tasks have these options: see :class:`~executor.options.TaskOptions`.
-
-        Raises OptionTypeError or OptionValueError (a TypeError, a ValueError) that name the option.
-        """
-        return BoundExecutor(self, make_options(self._options, **options))
 
     # --- agents -------------------------------------------------------------------------------------------------------
 
@@ -406,10 +416,6 @@ class BoundExecutor(_Tasks):
 
     def _owner(self) -> HPCExecutor:
         return self._executor
-
-    def options(self, **options: Any) -> BoundExecutor:
-        """A view with these options over those of this one."""
-        return BoundExecutor(self._executor, make_options(self._options, **options))
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Shut the executor itself down."""

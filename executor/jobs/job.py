@@ -1,0 +1,326 @@
+"""A job: programs and functions with dependencies, collected before any of them runs.
+
+    job = Job("study")
+    mesh = job.program(["mesher", "case.geo"], name="mesh")
+    runs = job.array(solve, entries=[0.1, 0.2, 0.4], deps=[mesh], cpus=4)
+    job.function(compare, args=[runs])                                      # gets the three results
+    for future in ex.submit_job(job): ...
+
+What is written wrongly is refused where it is written; what only the whole job shows (a dependency on a name that
+nobody has, a cycle) by :meth:`Job.check`, before anything starts.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
+from typing import Any, TypeAlias, TypeVar
+
+from executor.errors import JobError
+from executor.jobs.ids import LARGEST_ID, parse_ids
+from executor.options import TaskOptions, make_options
+from executor.program import Program
+from executor.refusals import did_you_mean, shown
+
+#: What a task may depend on: another one, or its name or number.
+Dependency: TypeAlias = "Task | str | int"
+AnyTask = TypeVar("AnyTask", bound="Task")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A Python function and its arguments. Tasks among these stand for their results, also in lists, tuples, dicts."""
+
+    fn: Callable[..., Any]
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Task:
+    """One task of a job, or all tasks of an array."""
+
+    #: the first of its ids
+    id: int
+    name: str | None
+    body: Program | Call
+    #: what has to end well before it starts
+    deps: tuple[Dependency, ...]
+    #: as they were written, see :meth:`HPCExecutor.options`
+    options: Mapping[str, Any]
+
+    @property
+    def ids(self) -> Sequence[int]:
+        """The numbers of its tasks: one, unless it is an array."""
+        return (self.id,)
+
+    @property
+    def title(self) -> str:
+        """How errors and pictures call it."""
+        return self.name or f"task {self.id}"
+
+    def content(self) -> tuple[Any, ...]:
+        """What it is: two tasks with the same content are the same in different jobs."""
+        deps = tuple(each.id if isinstance(each, Task) else each for each in self.deps)
+        return self.id, self.name, self.body, deps, self.options
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Array(Task):
+    """Tasks that differ in their number and their entry only."""
+
+    numbers: Sequence[int] = ()
+    #: what each has in HPC_ENTRY, or as its argument; None: there are none
+    entries: Sequence[Any] | None = None
+    #: so many run at a time, at most; None: as many as there is room for
+    max_concurrent: int | None = None
+
+    @property
+    def ids(self) -> Sequence[int]:
+        """The numbers of its tasks."""
+        return self.numbers
+
+    @property
+    def title(self) -> str:
+        """How errors and pictures call it."""
+        return self.name or f"array {self.id}"
+
+    def content(self) -> tuple[Any, ...]:
+        """What it is."""
+        return (*Task.content(self), list(self.numbers), self.entries, self.max_concurrent)
+
+
+class Job:
+    """Tasks with dependencies; see the module. Two jobs with the same content are equal.
+
+    :param name: str, for displays; None: "job".
+    :param max_fails: when more tasks than this have failed, the rest is aborted; None: nothing is.
+    :param cwd: a directory (str or PathLike): those of its tasks are relative to it; None: that of who submits.
+    :param env: variables (a mapping of str to str, or to None, which unsets) of all tasks, under their own.
+    :param stream: a directory: the output of tasks that have no file of their own goes to a few files there.
+    :raises TypeError, ValueError: what makes no sense.
+
+    After HyperQueue's ``Job`` (its ``max_fails`` is 1 where nothing is said), with results, arrays and names.
+    """
+
+    def __init__(
+        self, name: str | None = None, *, max_fails: int | None = None, cwd: str | os.PathLike[str] | None = None,
+        env: Mapping[str, str | None] | None = None, stream: str | os.PathLike[str] | None = None,
+    ) -> None:  # fmt: skip
+        make_options(TaskOptions(), name=name, cwd=cwd, env=env)
+        self.name = name
+        self.max_fails = _read_count("max_fails", max_fails, 0)
+        self.cwd = None if cwd is None else os.fspath(cwd)
+        self.env = dict(env or {})
+        self.stream = None if stream is None else os.fspath(stream)
+        self._tasks: list[Task] = []
+        self._by_id: dict[int, Task] = {}
+        self._by_name: dict[str, Task] = {}
+        #: the number of the next task that has none of its own
+        self._following = 0
+
+    def __repr__(self) -> str:
+        return f"<Job {self.name or 'job'!r}: {len(self)} tasks>"
+
+    def __len__(self) -> int:
+        """The number of its tasks, those of arrays too."""
+        return len(self._by_id)
+
+    def __eq__(self, other: object) -> bool:
+        return self._content() == other._content() if isinstance(other, Job) else NotImplemented
+
+    __hash__ = object.__hash__
+
+    def _content(self) -> tuple[Any, ...]:
+        about = (self.name, self.max_fails, self.cwd, self.env, self.stream)
+        return (*about, [each.content() for each in self._tasks])
+
+    @property
+    def tasks(self) -> Sequence[Task]:
+        """Its tasks and arrays, in the order in which they were written."""
+        return tuple(self._tasks)
+
+    def task(self, id: int) -> Task:
+        """The task, or the array, that has this number. Raises KeyError."""
+        return self._by_id[id]
+
+    # --- writing ------------------------------------------------------------------------------------------------------
+
+    def program(
+        self, argv: Sequence[str | os.PathLike[str]] | Program, *, name: str | None = None,
+        deps: Iterable[Dependency] = (), stdin: str | bytes | os.PathLike[str] | None = None, id: int | None = None,
+        **options: Any,
+    ) -> Task:  # fmt: skip
+        """An external program; ``argv`` and ``stdin`` as :class:`Program` has them.
+
+        :param name: str; no other task of the job may have it.
+        :param deps: tasks, names or numbers of tasks that have to end well before this one starts.
+        :param id: its number; None: the one after the largest until now, from 0.
+        :param options: those of :meth:`HPCExecutor.options`. A relative ``cwd`` is relative to that of the job, other
+            relative paths to the task's; ``%{JOB_ID}``, ``%{TASK_ID}``, ``%{INSTANCE_ID}``, ``%{SUBMIT_DIR}`` and, but
+            for ``cwd``, ``%{CWD}`` are replaced in them.
+        :raises TypeError, ValueError: what :class:`Program` and the options refuse; a name or number that is taken.
+        """
+        return self._add(Task(self._new_id(id), name, _read_program(argv, stdin), _read_deps(deps), _read(options)))
+
+    def function(
+        self, fn: Callable[..., Any], *, args: Iterable[Any] = (), kwargs: Mapping[str, Any] | None = None,
+        name: str | None = None, deps: Iterable[Dependency] = (), id: int | None = None, **options: Any,
+    ) -> Task:  # fmt: skip
+        """A Python function; where ``args`` or ``kwargs`` hold tasks of this job, it gets their results.
+
+        The other parameters are those of :meth:`program`.
+        """
+        call = Call(_read_function(fn), tuple(args), dict(kwargs or {}))
+        found = dict.fromkeys([*_read_deps(deps), *tasks_in([call.args, call.kwargs])])
+        return self._add(Task(self._new_id(id), name, call, tuple(found), _read(options)))
+
+    def array(
+        self, what: Sequence[str | os.PathLike[str]] | Program | Callable[..., Any], *,
+        ids: str | Iterable[int] | None = None, entries: Iterable[Any] | None = None, max_concurrent: int | None = None,
+        name: str | None = None, deps: Iterable[Dependency] = (),
+        stdin: str | bytes | os.PathLike[str] | None = None, **options: Any,
+    ) -> Array:  # fmt: skip
+        """Many tasks that differ in their number, and in their entry if there are ``entries``.
+
+        A program finds the entry (text) in HPC_ENTRY and HQ_ENTRY; a function gets it, or else its number, as its
+        argument.
+
+        :param ids: numbers, as text such as "1,2,50-100" or as ints; None: one for each entry, in a row.
+        :param entries: one for each number.
+        :param max_concurrent: so many run at a time, at most.
+
+        The other parameters are those of :meth:`program`.
+        """
+        body = Call(what) if callable(what) and not isinstance(what, Program) else _read_program(what, stdin)
+        listed = None if entries is None else _read_entries(entries, isinstance(body, Program))
+        numbers = self._read_ids(ids, listed)
+        return self._add(
+            Array(numbers[0], name, body, _read_deps(deps), _read(options), numbers, listed,
+                  _read_count("max_concurrent", max_concurrent, 1))
+        )  # fmt: skip
+
+    def _new_id(self, id: int | None) -> int:
+        if id is None:
+            return self._following
+        if isinstance(id, bool) or not isinstance(id, int) or not 0 <= id <= LARGEST_ID:
+            raise JobError(f"id={shown(id)}: expected a whole number from 0 to {LARGEST_ID}")
+        return id
+
+    def _read_ids(self, ids: str | Iterable[int] | None, entries: Sequence[Any] | None) -> Sequence[int]:
+        if ids is None and entries is None:
+            raise JobError("an array needs ids, such as '1-100', or entries, or both")
+        if ids is None:
+            assert entries is not None
+            numbers: Sequence[int] = range(self._following, self._following + len(entries))
+        else:
+            numbers = parse_ids(ids) if isinstance(ids, str) else [self._new_id(each) for each in ids]
+        if entries is not None and len(entries) != len(numbers):
+            raise JobError(f"an array of {len(numbers)} ids has {len(entries)} entries: there has to be one for each")
+        if not numbers:
+            raise JobError("an array without tasks: give it ids or entries")
+        return numbers
+
+    def _add(self, task: AnyTask) -> AnyTask:
+        """Keep it, if its name and numbers are new."""
+        if task.name in self._by_name:
+            raise JobError(f"there is a task {task.name!r} in this job already; names are given once")
+        seen: set[int] = set()
+        for number in task.ids:
+            if number in self._by_id or number in seen:
+                raise JobError(f"the id {number} is there twice in this job; each is given once")
+            seen.add(number)
+        self._tasks.append(task)
+        self._by_id.update(dict.fromkeys(task.ids, task))
+        self._following = max(self._following, max(task.ids) + 1)
+        if task.name is not None:
+            self._by_name[task.name] = task
+        return task
+
+    # --- the whole ----------------------------------------------------------------------------------------------------
+
+    def check(self) -> list[Task]:
+        """Its tasks and arrays, each after all that it depends on.
+
+        :raises JobError: there is no task; a dependency on a task that is not there; tasks that need each other.
+        """
+        if not self._tasks:
+            raise JobError(f"the job {self.name or 'job'!r} has no tasks")
+        try:
+            return list(TopologicalSorter({task: self.needs(task) for task in self._tasks}).static_order())
+        except CycleError as error:
+            cycle = " -> ".join(each.title for each in reversed(error.args[1]))
+            raise JobError(f"tasks depend on each other: {cycle}; remove one of these dependencies") from None
+
+    def needs(self, task: Task) -> list[Task]:
+        """The tasks and arrays on which it depends, each once. Raises JobError if one is not there."""
+        return list(dict.fromkeys(self._find(each, task) for each in task.deps))
+
+    def _find(self, wanted: Dependency, of: Task) -> Task:
+        if isinstance(wanted, Task):
+            found = self._by_id.get(wanted.id)
+            if found is not wanted:
+                raise JobError(f"{of.title} depends on {wanted.title}, which is of another job")
+            return wanted
+        known: Mapping[Any, Task] = self._by_id if isinstance(wanted, int) else self._by_name
+        if wanted not in known:
+            hint = did_you_mean(wanted, self._by_name) if isinstance(wanted, str) else ""
+            raise JobError(f"{of.title} depends on {wanted!r}, and the job has no such task{hint}")
+        return known[wanted]
+
+
+# ---- reading what is written
+
+
+def tasks_in(value: Any) -> list[Task]:
+    """The tasks in an argument, and in the lists, tuples and dicts that it is made of."""
+    if isinstance(value, Task):
+        return [value]
+    if type(value) in (list, tuple):
+        return [found for each in value for found in tasks_in(each)]
+    return tasks_in(list(value.values())) if type(value) is dict else []
+
+
+def _read(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    make_options(TaskOptions(), **options)  # refuses what makes no sense
+    return dict(options)
+
+
+def _read_program(argv: Any, stdin: Any) -> Program:
+    if not isinstance(argv, Program):
+        return Program(argv, stdin=stdin)
+    if stdin is not None:
+        raise TypeError(f"stdin={shown(stdin)}: say it in the Program")
+    return argv
+
+
+def _read_function(fn: object) -> Callable[..., Any]:
+    if not callable(fn) or isinstance(fn, Program):
+        raise TypeError(f"fn={shown(fn)}: expected a function; programs are written by program()")
+    return fn
+
+
+def _read_deps(deps: Iterable[Dependency]) -> tuple[Dependency, ...]:
+    listed = (deps,) if isinstance(deps, Task | str) else tuple(deps)
+    for each in listed:
+        if isinstance(each, bool) or not isinstance(each, Task | str | int):
+            raise TypeError(f"deps: {shown(each)} ({type(each).__name__}): expected tasks, names or numbers of tasks")
+    return tuple(dict.fromkeys(listed))
+
+
+def _read_entries(entries: Iterable[Any], of_program: bool) -> list[Any]:
+    listed = list(entries)
+    for each in listed if of_program else ():
+        if not isinstance(each, str):
+            raise TypeError(f"entries: {shown(each)} ({type(each).__name__}): a program can only have text; use str()")
+    return listed
+
+
+def _read_count(name: str, value: Any, least: int) -> int | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+        raise TypeError(f"{name}={shown(value)}: expected a whole number or None")
+    if value is not None and value < least:
+        raise ValueError(f"{name}={value}: expected {least} or more, or None")
+    return value
