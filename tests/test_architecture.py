@@ -130,7 +130,7 @@ def test_nothing_below_a_layer_imports_it(level: int) -> None:
         ("executor.orders", {"executor.hub", "executor.unsettled"}),
         ("executor.unsettled", {"executor.hub"}),
         ("executor.core.scheduler", {"executor.core.explain", "executor.hub"}),
-        ("executor.local", {"executor.hub", "executor.invitations", "executor.worker"}),
+        ("executor.local", {"executor.hub", "executor.agents", "executor.invitations", "executor.worker"}),
         ("executor.agents", {"executor.hub", "executor.orders"}),
         ("executor.strangers", {"executor.agents"}),
         ("executor.network", {"executor.invitations"}),
