@@ -22,7 +22,7 @@ from executor import local
 from executor.core.members import Members
 from executor.core.model import WorkerId
 from executor.invitations import Invitations
-from executor.network import SparingLog
+from executor.sparing_log import SparingLog
 from executor.strangers import Strangers, mismatch
 from executor.worker import Event, Gone, Joined, Reported, Worker
 from worker_agent import codec, protocol

@@ -22,6 +22,7 @@ from zmq.utils import z85
 
 from executor import addresses
 from executor.errors import ListenError, NetworkUnsafe
+from executor.sparing_log import SparingLog
 from worker_agent.dialing import COMMON_OPTIONS, MESSAGE_LIMIT, Attempt, agent_socket
 
 log = logging.getLogger("executor")
@@ -30,45 +31,12 @@ log = logging.getLogger("executor")
 ZAP_ENDPOINT = "inproc://zeromq.zap.01"
 #: The first libzmq in which no stranger can overflow or block a CURVE server (CVE-2019-13132, CVE-2020-15166).
 OLDEST_LIBZMQ = (4, 3, 3)
-#: Lines that strangers can make us log in a minute.
-LINES_A_MINUTE = 5
 #: Connections that may wait to be accepted: the agents of a job start in the same second.
 BACKLOG = 1024
 
 _DOMAIN = b"hpc-executor"
 
 Ports = int | tuple[int, int] | None
-
-
-def in_one_line(text: str) -> str:
-    """The text without characters that would begin a line of the log, or move the cursor: what others say is in it."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
-
-
-class SparingLog:
-    """Warnings that others can provoke: each kind once a minute, and few kinds in a minute."""
-
-    def __init__(self) -> None:
-        self._said: set[str] = set()
-        self._unsaid = 0
-        self._ends = 0.0
-
-    def warning(self, kind: str, text: str, *args: object, exc_info: bool = False) -> None:
-        """Log it, or count it only."""
-        now = time.monotonic()
-        if now >= self._ends:
-            self._begin_minute(now)
-        if kind in self._said or len(self._said) >= LINES_A_MINUTE:
-            self._unsaid += 1
-            return
-        self._said.add(kind)
-        log.warning("%s", in_one_line(text % args), exc_info=exc_info)
-
-    def _begin_minute(self, now: float) -> None:
-        if self._unsaid:
-            log.warning("%d more warnings of the network were not logged", self._unsaid)
-        self._said.clear()
-        self._unsaid, self._ends = 0, now + 60.0
 
 
 @dataclass(slots=True, eq=False)

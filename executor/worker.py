@@ -62,6 +62,11 @@ class WorkerInfo:
     free: dict[str, float]
 
     @property
+    def used(self) -> dict[str, float]:
+        """How much of each resource lanes have."""
+        return {name: round(amount - self.free[name], 4) for name, amount in self.resources.items()}
+
+    @property
     def slots(self) -> int:
         """How many tasks with one CPU it runs at a time."""
         return int(self.resources.get("cpus", 0))

@@ -40,7 +40,7 @@ from zmq.utils import z85
 
 import executor as product
 from executor import HPCExecutor, Program, local
-from executor.network import LINES_A_MINUTE
+from executor.sparing_log import LINES_A_MINUTE
 from worker_agent import __main__ as agent_main
 from worker_agent import protocol
 from worker_agent.connection import read_connection

@@ -8,6 +8,8 @@ import pytest
 
 from worker_agent.cgroups import cpu_quota, memory_limit, usable_cpus
 
+pytestmark = pytest.mark.shared
+
 MIB = 1024**2
 #: what version 1 says where there is no limit
 UNLIMITED = 2**63 - 4096

@@ -14,6 +14,8 @@ from worker_agent.channel import Broken, Ended, Exited, Forked, GarbledReport, R
 from worker_agent.loop import Loop
 from worker_agent.mailbox import Mailbox
 
+pytestmark = pytest.mark.shared
+
 SETTINGS = settings(
     max_examples=100, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
 )

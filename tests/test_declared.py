@@ -9,6 +9,8 @@ from worker_agent.amounts import parse_units
 from worker_agent.declared import parse_pool, parse_pools
 from worker_agent.pools import UNIT, Pool
 
+pytestmark = pytest.mark.shared
+
 busy_machine = settings(deadline=None)  # to be slow is no failure
 GIB = 1024**3
 

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from worker_agent.detection import detect, divided, limited
 from worker_agent.pools import UNIT, Pool
 
+pytestmark = pytest.mark.shared
+
 busy_machine = settings(deadline=None)  # to be slow is no failure
 GIB = 1024**3
 MEMINFO = "MemTotal:       16777216 kB\nMemFree:         1048576 kB\n"

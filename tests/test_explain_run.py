@@ -17,6 +17,8 @@ from waiting import pass_gate, wait_until
 
 from executor import HPCExecutor, Resources
 
+pytestmark = pytest.mark.shared
+
 if TYPE_CHECKING:
     from waiting import Gate
 

@@ -23,7 +23,7 @@ from pools import new_executor, outcome
 from waiting import wait_until
 
 from executor import HPCExecutor
-from executor.network import LINES_A_MINUTE
+from executor.sparing_log import LINES_A_MINUTE
 from worker_agent import codec
 from worker_agent.codec import ProtocolError
 from worker_agent.connection import Connection, read_connection

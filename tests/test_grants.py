@@ -4,6 +4,8 @@ import pytest
 
 from worker_agent.grants import default_group, granted_cpus, granted_memory, remaining_seconds
 
+pytestmark = pytest.mark.shared
+
 MIB = 1024**2
 SLURM = {"SLURM_JOB_ID": "200505", "SLURM_CPUS_ON_NODE": "8"}
 

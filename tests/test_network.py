@@ -19,9 +19,12 @@ from zmq.utils import z85
 from executor import addresses
 from executor import network as module
 from executor.errors import ListenError, NetworkUnsafe
-from executor.network import LINES_A_MINUTE, Network
+from executor.network import Network
+from executor.sparing_log import LINES_A_MINUTE, SparingLog
 from worker_agent import dialing
 from worker_agent.dialing import MESSAGE_LIMIT, Attempt, agent_socket, dial
+
+pytestmark = pytest.mark.shared
 
 Keys = tuple[bytes, bytes]
 PATIENCE = 5.0
@@ -463,7 +466,7 @@ def test_many_kinds_of_lines_are_few_too_and_the_next_minute_tells_how_many(
 ) -> None:
     now = [100.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
-    sparing = module.SparingLog()
+    sparing = SparingLog()
     for number in range(1000):
         sparing.warning(f"kind {number}", "line %d", number)
     assert warnings(caplog) == [f"line {number}" for number in range(LINES_A_MINUTE)]

@@ -17,6 +17,8 @@ from executor.core.needs import Need, Needs
 from worker_agent.places import Ledger, Places
 from worker_agent.pools import UNIT, Place, Pool, Share
 
+pytestmark = pytest.mark.shared
+
 HALF = UNIT // 2
 POOLS = [
     Pool("cpus", [["0", "1"], ["2", "3"]]),

@@ -18,6 +18,8 @@ from worker_agent.connection import Connection, read_connection, write_connectio
 from worker_agent.pools import Pool
 from worker_agent.protocol import PROTOCOL, Finished, Orders, Reports, Run
 
+pytestmark = pytest.mark.shared
+
 SETTINGS = settings(
     max_examples=60, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
 )

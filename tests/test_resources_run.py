@@ -531,7 +531,7 @@ def test_an_invited_agent_has_what_its_batch_job_was_granted(new_executor: New, 
     assert (worker.resources["cpus"], worker.resources["memory"], worker.group) == (1, 300, "slurm-7")
     assert worker.ends is not None
     assert abs(worker.ends - end) < 30
-    assert worker.free["cpus"] == 0
+    assert (worker.free["cpus"], worker.used) == (0, {"cpus": 1, "memory": 0})
     too_long = executor.options(time_request="2h").submit(pow, 2, 3)
     short = executor.options(time_request="5m").submit(pow, 2, 3)
     gate.open()

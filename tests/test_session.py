@@ -10,6 +10,8 @@ from worker_agent import codec, protocol
 from worker_agent.protocol import Fence, Finished, Hello, Recall, Refuse, Welcome
 from worker_agent.session import HELLO_AGAIN, NOTHING, REDIAL_PER_LEASE, AgentSession, Incoming
 
+pytestmark = pytest.mark.shared
+
 LEASE = 30.0
 BEAT = LEASE / 6
 DONE = Finished(7, 1, protocol.VALUE)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from executor.network import in_one_line
+from executor.sparing_log import in_one_line
 from executor.strangers import ANSWER_EVERY, MOST_REMEMBERED, Strangers, mismatch
 from worker_agent import protocol
 from worker_agent.pools import UNIT, Pool

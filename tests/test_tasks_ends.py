@@ -30,6 +30,8 @@ from executor import (
     TaskTimeout,
 )
 
+pytestmark = pytest.mark.shared
+
 if TYPE_CHECKING:
     from conftest import Gate
 

@@ -25,6 +25,8 @@ from worker_agent import channel, environments, processes, protocol, spawning, t
 from worker_agent.loop import Loop
 from worker_agent.templates import Template, Templates
 
+pytestmark = pytest.mark.shared
+
 # The tasks of this file travel by value: no interpreter has to import it, and pytest with it.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 

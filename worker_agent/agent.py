@@ -10,7 +10,6 @@ It is a sub-reaper: whatever a task leaves behind becomes its child, is found by
 from __future__ import annotations
 
 import os
-import secrets
 import signal
 import socket
 import sys
@@ -64,7 +63,7 @@ class Agent:
         self._received = Received(own) if own else None
         self._offer = offer
         self.ledger = Ledger(offer.pools)
-        self._session = AgentSession(connection.session, self._hello, lambda: secrets.token_hex(8))
+        self._session = AgentSession(connection.session, self._hello, lambda: os.urandom(8).hex())
         self._wire = Wire(self.loop, self._session, connection)
         self._process = process
         self._supervisor = os.getppid()

@@ -6,13 +6,13 @@ tried one after the other: a socket that is connected to all at once would sprea
 
 from __future__ import annotations
 
-import secrets
+import os
+import struct
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import zmq
-from zmq.utils.monitor import recv_monitor_message
 
 from worker_agent import processes
 
@@ -32,6 +32,10 @@ COMMON_OPTIONS = {
 }
 #: Seconds that an endpoint has to answer.
 PATIENCE = 5.0
+
+#: An event of a socket's monitor: its number and a value (zmq_socket_monitor(3)). pyzmq's own reader of it imports
+#: asyncio, which takes an agent longer than all else of its start.
+_EVENT = struct.Struct("=Hi")
 
 #: What ends an attempt, in words that follow the endpoint.
 _ENDS = {
@@ -69,7 +73,7 @@ class Attempt:
         """Begin; raises zmq.ZMQError if the endpoint makes no sense."""
         self.socket = socket
         # pyzmq's get_monitor_socket makes the name from a descriptor, which may be that of an attempt just closed
-        address = f"inproc://attempt-{secrets.token_hex(8)}"
+        address = f"inproc://attempt-{os.urandom(8).hex()}"
         socket.monitor(address, sum(_ENDS))
         self.monitor = socket.context.socket(zmq.PAIR)
         self.monitor.connect(address)
@@ -82,7 +86,8 @@ class Attempt:
     def outcome(self) -> zmq.Event | None:
         """What decided it, if that has happened yet."""
         while self.monitor.getsockopt(zmq.EVENTS) & zmq.POLLIN:
-            event = zmq.Event(recv_monitor_message(self.monitor)["event"])
+            number, _ = _EVENT.unpack(self.monitor.recv_multipart()[0])
+            event = zmq.Event(number)
             if event in _ENDS:
                 return event
         return None

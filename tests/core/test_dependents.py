@@ -13,6 +13,8 @@ from executor.core.model import TaskState
 from executor.core.retries import Retries
 from worker_agent.protocol import COMPLETED, ERROR, KILLED, VALUE, Finished, Unprepared
 
+pytestmark = pytest.mark.shared
+
 LONG = 10_000
 
 

@@ -29,6 +29,8 @@ from executor.core.free import Free, NotClaimed
 from executor.core.needs import ONE_CPU, POLICIES, Need, Needs
 from worker_agent.pools import UNIT, Pool, Share
 
+pytestmark = pytest.mark.shared
+
 MEMORY = Pool("mem", size=64 * UNIT)
 
 

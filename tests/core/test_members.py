@@ -12,6 +12,8 @@ from worker_agent import codec, protocol
 from worker_agent.link import RESEND_AFTER
 from worker_agent.protocol import Fence, Finished, Hello, Recall, Refuse, Welcome
 
+pytestmark = pytest.mark.shared
+
 PATIENCE = PATIENCE_PER_LEASE * LEASE
 W1, W2 = WorkerId(1), WorkerId(2)
 DONE = Finished(7, 1, protocol.VALUE)

@@ -45,6 +45,8 @@ from executor.core.retries import Retries
 from worker_agent.pools import UNIT, Pool
 from worker_agent.protocol import ERROR, KILLED, RETURNED, VALUE, Finished, Leaving
 
+pytestmark = pytest.mark.shared
+
 MEMORY = Pool("memory", size=16 * UNIT)
 BIG = {"variants": (needs(cpus=4),)}
 PAIR = {"variants": (needs(nodes=2),)}

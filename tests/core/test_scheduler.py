@@ -81,6 +81,8 @@ from worker_agent.protocol import (
     Unprepared,
 )
 
+pytestmark = pytest.mark.shared
+
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:

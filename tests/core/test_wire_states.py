@@ -30,6 +30,8 @@ from worker_agent import codec, link, protocol
 from worker_agent.link import Batch, Link
 from worker_agent.session import AgentSession, Incoming
 
+pytestmark = pytest.mark.shared
+
 EXAMPLES = int(os.environ.get("CORE_EXAMPLES", "0"))
 SETTINGS = settings(
     max_examples=EXAMPLES or 30,

@@ -210,7 +210,9 @@ def submissions(executor: Any) -> Iterator[tuple[str, Callable[[], Any]]]:
 def main(options: dict[str, Any], invited: int) -> None:
     """Run the workload, and report."""
     from executor import HPCExecutor
+    from executor.core import model
 
+    model.ASSUMED = model.LONG / 2  # agents hold tasks in advance from the start, so that one can be asked back
     if "mp_context" in options:
         options["mp_context"] = multiprocessing.get_context(options["mp_context"])
     executor = HPCExecutor(2, kill_grace=0.3, **options)
