@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from typing import Any, TypeAlias, TypeVar
@@ -285,7 +286,7 @@ def tasks_in(value: Any) -> list[Task]:
 
 def _read(options: Mapping[str, Any]) -> Mapping[str, Any]:
     make_options(TaskOptions(), **options)  # refuses what makes no sense
-    return dict(options)
+    return {name: copy(value) if isinstance(value, dict | list) else value for name, value in options.items()}
 
 
 def _read_program(argv: Any, stdin: Any) -> Program:
