@@ -126,6 +126,8 @@ class SubmittedJob:
         self._by_id[number] = future
         self._ids[future] = number
         future.add_done_callback(partial(self._on_end, task))
+        if self._aborts:
+            future.cancel(kill=True)  # too much has failed while the rest was being submitted
 
     def _arguments(self, task: Task, number: int, entry: Mapping[str, Any]) -> tuple[Any, Any]:
         assert isinstance(task.body, Call)
