@@ -122,7 +122,7 @@ class _Tasks(Executor):
         """
         return self._owner()._submit(self, fn, args, kwargs)
 
-    def submit_job(self, job: Job) -> SubmittedJob:
+    def submit_job(self, job: Job, /) -> SubmittedJob:
         """Run the tasks of a job; their options are laid over those of this executor or view.
 
         Raises JobError if its tasks cannot be run in any order; then nothing of it runs.

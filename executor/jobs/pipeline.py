@@ -5,17 +5,21 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from executor.errors import JobError
+from executor.future import TaskFuture
 from executor.jobs.job import Job, Task
+from executor.jobs.submitted import SubmittedJob
 from executor.program import Program
 from executor.refusals import shown
 
-if TYPE_CHECKING:
-    from executor.executor import _Tasks
-    from executor.future import TaskFuture
-    from executor.jobs.submitted import SubmittedJob
+
+class Runs(Protocol):
+    """What runs jobs: an executor, or a view of it."""
+
+    def submit_job(self, job: Job, /) -> SubmittedJob:
+        """Run its tasks."""
 
 
 class Pipeline:
@@ -33,7 +37,7 @@ class Pipeline:
     :param options: those of :class:`Job`.
     """
 
-    def __init__(self, name: str = "pipeline", *, executor: _Tasks, **options: Any) -> None:
+    def __init__(self, name: str = "pipeline", *, executor: Runs, **options: Any) -> None:
         self.job = Job(name, **options)
         self._executor = executor
         self._submitted: SubmittedJob | None = None

@@ -233,7 +233,7 @@ class SubmittedJob:
 
     @property
     def state(self) -> str:
-        """Where the job stands, one of ``STATES``: running as long as a task runs, failed if one failed, …"""
+        """Where the job stands, one of ``STATES``: running as long as a task runs, failed if one has failed."""
         counts = self.counts()
         return next(state for state in _OF_JOB if counts[state])
 
