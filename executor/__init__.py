@@ -15,6 +15,7 @@ from executor.errors import (
     ProgramNotStarted,
     RemoteError,
     SerializationError,
+    StreamError,
     TaskDied,
     TaskKilled,
     TaskLost,
@@ -26,6 +27,7 @@ from executor.executor import HPCExecutor
 from executor.future import TaskFuture, Usage
 from executor.jobs.job import Job
 from executor.jobs.pipeline import Pipeline
+from executor.jobs.stream import StreamDirectory
 from executor.jobs.submitted import SubmittedJob
 from executor.options import CAPTURE, DEVNULL, FORWARD
 from executor.program import Program
@@ -35,7 +37,7 @@ __all__ = [
     "CAPTURE", "DEVNULL", "FORWARD", "AgentFailed", "DependencyFailed", "EnvironmentFailed", "ExecutorTerminated",
     "HPCExecutor", "InitializerFailed", "Job", "JobError", "ListenError", "NetworkUnsafe", "OptionTypeError",
     "OptionValueError", "Pipeline", "Program", "ProgramFailed", "ProgramNotStarted", "RemoteError", "Resources",
-    "SerializationError", "SubmittedJob", "TaskDied", "TaskFuture", "TaskKilled", "TaskLost", "TaskOutOfMemory",
-    "TaskTimeout", "UnsatisfiableRequest", "Usage",
+    "SerializationError", "StreamDirectory", "StreamError", "SubmittedJob", "TaskDied", "TaskFuture", "TaskKilled",
+    "TaskLost", "TaskOutOfMemory", "TaskTimeout", "UnsatisfiableRequest", "Usage",
 ]  # fmt: skip
 __version__ = "0.1.0"

@@ -267,6 +267,10 @@ class JobError(_Rebuilt, ValueError):
     """A job that makes no sense: two tasks of one name, a dependency on nothing, a cycle."""
 
 
+class StreamError(_Rebuilt, ValueError):
+    """A directory that holds no stream files, a file there that is damaged, or a task that it knows nothing of."""
+
+
 class UnsatisfiableRequest(_Rebuilt, ValueError):
     """The task needs more of a resource than any agent has, or can have.
 

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any, NoReturn
 
+import msgspec
+
 from executor.calls import Request, pack_arguments, pack_initializer
 from executor.checks import (
     SHORTEST_LEASE,
@@ -440,9 +442,19 @@ def _settings(options: TaskOptions, grace: float) -> protocol.Settings | None:
         env=dict(options.env), cwd=options.cwd, stdout=_destination(options.stdout),
         stderr=_destination(options.stderr), time_limit=options.time_limit, grace=grace,
         output_limit=min(options.output_limit, _MOST_BYTES), pin=options.pin or "",
-        enforce_memory=options.enforce_memory,
+        enforce_memory=options.enforce_memory, stream=_stream(options),
     )  # fmt: skip
     return None if made == protocol.DEFAULT_SETTINGS else made
+
+
+def _stream(options: TaskOptions) -> protocol.StreamTo | None:
+    """Where stdout and stderr go, those of them that go to stream files."""
+    stdout, stderr = (destination is Stream.STREAM for destination in (options.stdout, options.stderr))
+    if options.stream is None or not (stdout or stderr):
+        return None
+    name = options.stream.name or options.name or ""
+    sendable = name.encode(errors="replace").decode()
+    return msgspec.structs.replace(options.stream, name=sendable, stdout=stdout, stderr=stderr)
 
 
 def _destination(destination: Stream | str) -> str | None:

@@ -25,6 +25,7 @@ from executor.errors import OptionTypeError, OptionValueError
 from executor.quantities import parse_duration, parse_size
 from executor.refusals import did_you_mean, read_named, shown
 from executor.resources import RESOURCE_OPTIONS, change_variants
+from worker_agent.protocol import StreamTo
 
 __all__ = [
     "CAPTURE", "DEVNULL", "FORWARD", "OPTIONS", "Destination", "Environment", "Stream", "TaskOptions",
@@ -41,6 +42,8 @@ class Stream(Enum):
     CAPTURE = "capture"
     #: kept on the future, and shown on the same stream of the submitter
     FORWARD = "forward"
+    #: added to the stream files of the task's agent
+    STREAM = "stream"
 
 
 DEVNULL: Final = Stream.DEVNULL
@@ -66,6 +69,8 @@ class TaskOptions:
     cwd: str | None = None
     stdout: Destination = FORWARD
     stderr: Destination = FORWARD
+    #: the directory for the stream files of those of the two that are Stream.STREAM; None: none is
+    stream: StreamTo | None = None
     #: seconds that one attempt may run; None: no limit
     time_limit: float | None = None
     #: how often a task that failed by itself is tried again, by the class of its failure
@@ -97,6 +102,8 @@ def make_options(base: TaskOptions, /, **changes: object) -> TaskOptions:
     :param cwd: a directory (str or PathLike); relative to the directory of this process at this moment.
     :param stdout, stderr: a file (str or PathLike, relative as above), ``DEVNULL``, ``CAPTURE`` or
         ``FORWARD``, or ``subprocess.DEVNULL`` and ``subprocess.PIPE`` (the same as ``CAPTURE``).
+    :param stream: a directory (str or PathLike, relative as above), or None. What would be forwarded is added to one
+        file there for each agent, see :mod:`executor.jobs.stream`; a ``stdout`` or ``stderr`` beside it stays.
     :param time_limit: seconds or text, more than zero, see :func:`parse_duration`; None for no limit.
     :param retries: int, 0 or more, or a mapping of such to classes of failures, see :mod:`executor.attempts`.
     :param crash_limit: int, 0 or more, or "never-restart" (0), or "unlimited".
@@ -120,6 +127,8 @@ def make_options(base: TaskOptions, /, **changes: object) -> TaskOptions:
             resources[name] = value
         else:
             raise unknown_option(name, OPTIONS)
+    if "stream" in changes:
+        final.update(_streamed(base, final))
     if "retries" in changes:
         final.update(_lost(changes))
     if resources:
@@ -131,6 +140,12 @@ def _read(base: TaskOptions, name: str, value: object) -> object:
     # An environment holds passwords: its reader itself says what is wrong in it.
     final = read_named(name, _READERS[name], value, secret=name == "env")
     return _merged(base.env, final) if name == "env" else final
+
+
+def _streamed(base: TaskOptions, final: Mapping[str, object]) -> dict[str, object]:
+    """A stream has what would be forwarded; one that is taken away gives it back."""
+    old, new = (FORWARD, Stream.STREAM) if final["stream"] is not None else (Stream.STREAM, FORWARD)
+    return {name: new for name in ("stdout", "stderr") if name not in final and getattr(base, name) is old}
 
 
 def _lost(changes: Mapping[str, object]) -> dict[str, object]:
@@ -272,11 +287,17 @@ def _read_cwd(value: object) -> str | None:
     return None if value is None else _read_path(value, "expected a directory (str or os.PathLike), or None")
 
 
+def _read_stream(value: object) -> StreamTo | None:
+    if value is None or isinstance(value, StreamTo):  # of a job: it knows the task's numbers, too
+        return value
+    return StreamTo(_read_path(value, "expected a directory (str or os.PathLike), or None"))
+
+
 _DESTINATION_HELP = "expected a file (str or os.PathLike), DEVNULL, CAPTURE or FORWARD"
 
 
 def _read_destination(value: object) -> Destination:
-    if isinstance(value, Stream):
+    if isinstance(value, Stream) and value is not Stream.STREAM:
         return value
     if isinstance(value, int) and not isinstance(value, bool):
         return _read_subprocess_constant(value)
@@ -309,6 +330,7 @@ _READERS: dict[str, Callable[[object], object]] = {
     "cwd": _read_cwd,
     "stdout": _read_destination,
     "stderr": _read_destination,
+    "stream": _read_stream,
     "time_limit": _read_time_limit,
     "retries": read_retries,
     "crash_limit": read_crash_limit,

@@ -145,7 +145,7 @@ def test_the_client_uses_of_the_agent_what_both_sides_share() -> None:
     names = (
         "amounts", "bodies", "cgroups", "codec", "connection", "declared", "detection", "dialing",
         "directories",
-        "inputs", "link", "output", "pieces", "pools", "processes", "protocol", "runner", "store",
+        "inputs", "link", "output", "pieces", "pools", "processes", "protocol", "records", "runner", "store",
     )  # fmt: skip
     shared = {f"worker_agent.{name}" for name in names}
     used = {each for name in modules("executor") for each in ours(name) if each.startswith("worker_agent")}

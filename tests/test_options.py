@@ -21,7 +21,6 @@ from executor.options import (
     DEVNULL,
     FORWARD,
     OPTIONS,
-    Stream,
     TaskOptions,
     make_options,
     parse_duration,
@@ -50,7 +49,8 @@ def refusal(**changes):
 def test_defaults_are_those_of_the_documentation():
     assert make_options(DEFAULT) == DEFAULT
     assert [getattr(DEFAULT, field.name) for field in fields(DEFAULT)] == [
-        None, (), None, FORWARD, FORWARD, None, Retries(0, 0, 0, 0), 5, 4194304, (ONE_CPU,), 0, None, True, None, (),
+        None, (), None, FORWARD, FORWARD, None, None, Retries(0, 0, 0, 0), 5, 4194304, (ONE_CPU,), 0, None, True, None,
+        (),
     ]  # fmt: skip
 
 
@@ -210,7 +210,7 @@ def test_cwd_and_name_and_time_limit_can_be_taken_back():
     assert make_options(base, cwd=None, name=None, time_limit=None) == DEFAULT
 
 
-@pytest.mark.parametrize("stream", list(Stream))
+@pytest.mark.parametrize("stream", [FORWARD, CAPTURE, DEVNULL])
 def test_streams_are_taken_as_they_are(stream):
     assert make_options(DEFAULT, stdout=stream, stderr=stream).stdout is stream
 

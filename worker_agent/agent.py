@@ -9,12 +9,14 @@ It is a sub-reaper: whatever a task leaves behind becomes its child, is found by
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -28,8 +30,10 @@ from worker_agent.offer import Offer
 from worker_agent.pieces import Received, read_pieces
 from worker_agent.places import Ledger
 from worker_agent.programs import Programs
+from worker_agent.recorder import Recorder
 from worker_agent.session import NOTHING, AgentSession, Incoming
 from worker_agent.strays import Strays
+from worker_agent.stream_files import StreamFiles
 from worker_agent.templates import Templates
 from worker_agent.wire import Wire
 
@@ -79,6 +83,8 @@ class Agent:
         #: made when the first task has a limit
         self._memory: MemoryGuard[Attempt] | None = None
         self._kernel_kills = KernelKills()
+        # The session is private, and what the files name may be read by others.
+        self._streams = StreamFiles(hashlib.sha256(connection.session.encode()).hexdigest()[:12])
         self._stopping = False
         #: a signal has told us to leave; set by its handler, seen by the loop
         self._told_to_leave = False
@@ -187,6 +193,7 @@ class Agent:
         self._end_processes()
         if self._memory is not None:
             self._memory.close()
+        self._streams.close()
         if self._reason and self._session.epoch:
             self.report(protocol.Bye(self._reason))
             self._wire.flush_now()
@@ -306,6 +313,9 @@ class Agent:
 
     def _on_run(self, order: protocol.Run) -> None:
         attempt = Attempt(order, self)
+        stream = attempt.settings.stream
+        if stream is not None:
+            attempt.recorder = Recorder(self._streams, order, stream, partial(self._on_unrecorded, attempt))
         if self._leaving:
             attempt.finish(protocol.RETURNED)
             return
@@ -405,6 +415,20 @@ class Agent:
         """The attempt has ended, or is not to start here; its process may still be leaving."""
         if self._attempts.get(attempt.order.task) is attempt:
             del self._attempts[attempt.order.task]
+
+    # --- stream files -------------------------------------------------------------------------------------------------
+
+    def _on_unrecorded(self, attempt: Attempt) -> None:
+        """Its output cannot be kept: it is to end, but not in the middle of what is going on with it."""
+        if self._attempts.get(attempt.task) is attempt:
+            self.loop.call_in(0.0, partial(self._end_unrecorded, attempt))
+        elif attempt.recorder is not None:
+            text = f"what task {attempt.task} prints after its end is lost: {attempt.recorder.failure}"
+            self.report(protocol.Warn(text))
+
+    def _end_unrecorded(self, attempt: Attempt) -> None:
+        if self._attempts.get(attempt.task) is attempt:
+            self._lanes[attempt.order.lane].end(attempt, protocol.ERROR, signal.SIGTERM, attempt.settings.grace)
 
     # --- memory -------------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from worker_agent import protocol
 from worker_agent.loop import Timer
 from worker_agent.output import HeadTail
 from worker_agent.pools import Place
+from worker_agent.recorder import LAST_WORDS, Recorder
 
 
 class Reporter(Protocol):
@@ -43,7 +44,7 @@ class Attempt:
 
     __slots__ = (
         "_announced", "_reporter", "deadline", "end", "ended", "grace", "order", "outputs", "pending_kill", "pid",
-        "place", "settings", "started", "state",
+        "place", "recorder", "settings", "started", "state",
     )  # fmt: skip
 
     def __init__(self, order: protocol.Run, reporter: Reporter) -> None:
@@ -62,6 +63,8 @@ class Attempt:
         self.deadline: Timer | None = None
         self.grace: Timer | None = None
         self.outputs: dict[int, HeadTail] = {}
+        #: if its output goes to the agent's stream file
+        self.recorder: Recorder | None = None
         #: reason, signal and grace of a kill that came while an interpreter was taking the task
         self.pending_kill: tuple[str, int, float] | None = None
 
@@ -75,6 +78,8 @@ class Attempt:
         self.state = State.RUNNING
         self.pid = pid
         self.started = at
+        if self.recorder is not None:
+            self.recorder.start(at)
         self._reporter.announce_soon(self)
 
     def announce(self) -> None:
@@ -85,6 +90,10 @@ class Attempt:
 
     def printed(self, stream: int, data: bytes) -> None:
         """It wrote ``data``: its first part goes to the hub as it comes, of the rest only the end is kept."""
+        if self.recorder is not None and self.recorder.takes(stream):
+            self.recorder.output(stream, data, time.time())
+            self._keep_last_words(stream, data)
+            return
         keeper = self.outputs.get(stream)
         if keeper is None:
             keeper = self.outputs[stream] = HeadTail(self.settings.output_limit)
@@ -92,6 +101,13 @@ class Attempt:
         if head:
             self.announce()
             self._reporter.report(protocol.Output(self.order.task, self.order.attempt, stream, head))
+
+    def _keep_last_words(self, stream: int, data: bytes) -> None:
+        """Of what the stream file has: errors quote the end of stderr."""
+        if stream == 2:
+            if stream not in self.outputs:
+                self.outputs[stream] = HeadTail(min(self.settings.output_limit, LAST_WORDS), head=False)
+            self.outputs[stream].add(data)
 
     def finish(
         self, end: str, *, body: bytes = b"", returncode: int | None = None, usage: protocol.Usage | None = None
@@ -107,8 +123,12 @@ class Attempt:
         memory = self._reporter.release_memory(self, returncode == -signal.SIGKILL and self.end is None)
         if memory is not None and self.end is None and end not in (protocol.VALUE, protocol.ERROR):
             end = protocol.OUT_OF_MEMORY
+        end = self.end or end
+        if self.recorder is not None and self.started:
+            self.recorder.end(end, returncode, self.ended)
+            end, body = self.recorder.outcome(end, body)
         finished = protocol.Finished(
-            self.order.task, self.order.attempt, self.end or end, body, returncode, self.pid, self.started,
+            self.order.task, self.order.attempt, end, body, returncode, self.pid, self.started,
             self.ended, usage or protocol.Usage(), self._tail(1), self._tail(2), memory,
         )  # fmt: skip
         self._reporter.report(finished)

@@ -20,12 +20,13 @@ class HeadTail:
 
     __slots__ = ("_after_head", "_room", "_start", "_tail", "_tail_limit")
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, *, head: bool = True) -> None:
+        """Without ``head`` all of it is for the end."""
         if limit < 0:
             raise ValueError(f"limit={limit}: expected a number of bytes, 0 or more")
         #: how many bytes the head still takes
-        self._room = limit // 2
-        self._tail_limit = limit - limit // 2
+        self._room = limit // 2 if head else 0
+        self._tail_limit = limit - self._room
         #: grows to the limit, and from then on is a ring whose oldest byte is at ``_start``
         self._tail = bytearray()
         self._start = 0

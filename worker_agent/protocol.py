@@ -78,13 +78,28 @@ class Command(msgspec.Struct, array_like=True, frozen=True, tag="command"):
     stdin_path: str | None = None
 
 
+class StreamTo(msgspec.Struct, array_like=True, frozen=True):
+    """Where a task's output goes instead of to the hub: a directory in which each agent has one file for all tasks.
+
+    ``job`` and ``task`` are the numbers that it is found by, and ``name`` another way to find it; ``job`` 0: it is of
+    no job, and found by its own number. ``stdout`` and ``stderr`` say which of the two it is about.
+    """
+
+    directory: str
+    job: int = 0
+    task: int = 0
+    name: str = ""
+    stdout: bool = True
+    stderr: bool = True
+
+
 class Settings(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     """What distinguishes a task from the others of its lane.
 
     A destination is the path of a file, "" to discard, or None: then the hub gets what is printed, at most
-    ``output_limit`` bytes of each stream. ``grace`` is the time in seconds between a signal and SIGKILL. ``pin`` is
-    "taskset" (the task may run on its CPUs only), "omp" (OpenMP is told them), or "". ``enforce_memory``: a task that
-    has more memory than its place is ended.
+    ``output_limit`` bytes of each, or, if ``stream`` says so, a stream file. ``grace`` is the time in seconds between a
+    signal and SIGKILL. ``pin`` is "taskset" (the task may run on its CPUs only), "omp" (OpenMP is told them), or "".
+    ``enforce_memory``: a task that has more memory than its place is ended.
     """
 
     env: dict[str, str | None] = {}
@@ -96,6 +111,7 @@ class Settings(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     output_limit: int = 4 * 2**20
     pin: str = ""
     enforce_memory: bool = True
+    stream: StreamTo | None = None
 
 
 DEFAULT_SETTINGS: Final = Settings()

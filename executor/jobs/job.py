@@ -110,7 +110,7 @@ class Job:
         self, name: str | None = None, *, max_fails: int | None = None, cwd: str | os.PathLike[str] | None = None,
         env: Mapping[str, str | None] | None = None, stream: str | os.PathLike[str] | None = None,
     ) -> None:  # fmt: skip
-        make_options(TaskOptions(), name=name, cwd=cwd, env=env)
+        make_options(TaskOptions(), name=name, cwd=cwd, env=env, stream=stream)
         self.name = name
         self.max_fails = _read_count("max_fails", max_fails, 0)
         self.cwd = None if cwd is None else os.fspath(cwd)

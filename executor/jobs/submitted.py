@@ -21,6 +21,7 @@ from executor.future import TaskFuture
 from executor.jobs.job import Array, Call, Job, Task
 from executor.jobs.placeholders import fill
 from executor.options import TaskOptions, parse_duration
+from worker_agent.protocol import StreamTo
 
 #: Where a task of a job stands: HyperQueue's words. "aborted": not to run, because something else had failed.
 STATES = ("waiting", "running", "finished", "failed", "cancelled", "aborted")
@@ -116,7 +117,7 @@ class SubmittedJob:
     def _start(
         self, view: Tasks, task: Task, number: int, after: list[Future[Any]], entry: Mapping[str, Any]
     ) -> None:
-        options = self._options_of(task, number, after, entry)
+        options = self._options_of(view, task, number, after, entry)
         submit = view.options(**options).submit
         if isinstance(task.body, Call):
             args, kwargs = self._arguments(task, number, entry)
@@ -148,11 +149,11 @@ class SubmittedJob:
     # --- what a task sees ---------------------------------------------------------------------------------------------
 
     def _options_of(
-        self, task: Task, number: int, after: list[Future[Any]], entry: Mapping[str, Any]
+        self, view: Tasks, task: Task, number: int, after: list[Future[Any]], entry: Mapping[str, Any]
     ) -> dict[str, Any]:
         written = task.options
         return {
-            **written, **self._paths(task, number), "name": _name(task, number),
+            **written, **self._paths(task, number), **self._stream(view, task, number), "name": _name(task, number),
             "after": _with_after(written.get("after"), after),
             "env": {**self.job.env, **self._variables(number, entry), **(written.get("env") or {})},
         }  # fmt: skip
@@ -168,6 +169,16 @@ class SubmittedJob:
             if isinstance(destination, str | os.PathLike):
                 paths[stream] = os.path.join(paths["cwd"], fill(os.fspath(destination), values))
         return paths
+
+    def _stream(self, view: Tasks, task: Task, number: int) -> dict[str, StreamTo | None]:
+        """Where its output goes, if not to files of its own: what the task, the job or the view says of it."""
+        inherited = view._options.stream
+        directory = task.options.get("stream", self.job.stream or (inherited and inherited.directory))
+        if directory is None:
+            return {"stream": None} if inherited else {}
+        values = {"JOB_ID": str(self.id), "SUBMIT_DIR": self.submit_dir}
+        path = os.path.join(self._base, fill(os.fspath(directory), values))
+        return {"stream": StreamTo(path, self.id, number, _name(task, number))}
 
     def _variables(self, number: int, entry: Mapping[str, Any]) -> dict[str, str]:
         """HyperQueue's names, and ours. HPC_TASK_ID is the executor's number of the task, and not the job's."""
