@@ -1,5 +1,7 @@
 """concurrent.futures for the cluster: ``from executor import HPCExecutor, Program``."""
 
+from executor.asynchronous import as_completed_async
+from executor.counts import Counts
 from executor.errors import (
     AgentFailed,
     DependencyFailed,
@@ -23,6 +25,7 @@ from executor.errors import (
     TaskTimeout,
     UnsatisfiableRequest,
 )
+from executor.events import Event
 from executor.executor import HPCExecutor
 from executor.future import TaskFuture, Usage
 from executor.jobs.job import Job
@@ -31,13 +34,15 @@ from executor.jobs.stream import StreamDirectory
 from executor.jobs.submitted import SubmittedJob
 from executor.options import CAPTURE, DEVNULL, FORWARD
 from executor.program import Program
+from executor.progress import ProgressBar, track
 from executor.resources import Resources
 
 __all__ = [
-    "CAPTURE", "DEVNULL", "FORWARD", "AgentFailed", "DependencyFailed", "EnvironmentFailed", "ExecutorTerminated",
-    "HPCExecutor", "InitializerFailed", "Job", "JobError", "ListenError", "NetworkUnsafe", "OptionTypeError",
-    "OptionValueError", "Pipeline", "Program", "ProgramFailed", "ProgramNotStarted", "RemoteError", "Resources",
-    "SerializationError", "StreamDirectory", "StreamError", "SubmittedJob", "TaskDied", "TaskFuture", "TaskKilled",
-    "TaskLost", "TaskOutOfMemory", "TaskTimeout", "UnsatisfiableRequest", "Usage",
+    "CAPTURE", "DEVNULL", "FORWARD", "AgentFailed", "Counts", "DependencyFailed", "EnvironmentFailed", "Event",
+    "ExecutorTerminated", "HPCExecutor", "InitializerFailed", "Job", "JobError", "ListenError", "NetworkUnsafe",
+    "OptionTypeError", "OptionValueError", "Pipeline", "Program", "ProgramFailed", "ProgramNotStarted", "ProgressBar",
+    "RemoteError", "Resources", "SerializationError", "StreamDirectory", "StreamError", "SubmittedJob", "TaskDied",
+    "TaskFuture", "TaskKilled", "TaskLost", "TaskOutOfMemory", "TaskTimeout", "UnsatisfiableRequest", "Usage",
+    "as_completed_async", "track",
 ]  # fmt: skip
 __version__ = "0.1.0"

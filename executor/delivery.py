@@ -20,10 +20,14 @@ from typing import Any
 from executor import outcome
 from executor.calls import Request
 from executor.errors import RemoteError
+from executor.events import Event, Retried
 from executor.options import FORWARD
 from worker_agent.protocol import Finished, Output, Started
 
 log = logging.getLogger("executor")
+
+#: News with which a task goes on.
+_NO_ENDS = (Started, Output, Event, Retried)
 
 #: The news that the hub has marked the future as cancelled.
 CANCELLED = object()
@@ -145,11 +149,13 @@ def deliver(request: Request, news: Any) -> None:
             _print(request, news)
         elif news is CANCELLED:
             request.future.announce_cancel()
+        elif kind is Event or kind is Retried:
+            request.future.tell(news)
         else:
             _settle(request, news)
     except BaseException as error:
         log.exception("delivering to %r", request.future)
-        if kind is not Started and kind is not Output:
+        if kind not in _NO_ENDS:
             _settle_without(request, error)
 
 

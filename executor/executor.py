@@ -12,10 +12,11 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
 
+from executor.asynchronous import wait_result
 from executor.calls import Request, pack_arguments, pack_initializer
 from executor.checks import (
     SHORTEST_LEASE,
@@ -32,6 +33,7 @@ from executor.checks import (
 )
 from executor.core.members import LEASE
 from executor.core.model import ONE_CPU_EACH, Task, Variants
+from executor.counts import Counts
 from executor.errors import UnsatisfiableRequest
 from executor.explanation import Explanation
 from executor.functions import Function
@@ -44,10 +46,14 @@ from executor.jobs.submitted import SubmittedJob
 from executor.mapping import chain, results_of
 from executor.options import DEVNULL, Stream, TaskOptions, make_options
 from executor.program import Program
+from executor.progress import ProgressBar
 from executor.surroundings import Surroundings
 from executor.worker import WorkerInfo
 from worker_agent import detection, protocol
 from worker_agent.pools import UNIT
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 if sys.platform != "linux":
     raise ImportError("HPCExecutor runs on Linux only: it stands on pidfds, sub-reapers and SEQPACKET sockets")
@@ -123,6 +129,15 @@ class _Tasks(Executor):
         Raises RuntimeError after ``shutdown``, and a ``BrokenProcessPool`` if the executor is broken.
         """
         return self._owner()._submit(self, fn, args, kwargs)
+
+    async def submit_async(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Submit from asyncio and await the result: ``await ex.submit_async(fn, *args)``.
+
+        Raises what the task raises, and what :meth:`submit` does.
+        If the awaiting asyncio task is cancelled, so is this task, which is killed if it runs. Nothing blocks the loop;
+        only the arguments are pickled there, as by :meth:`submit`.
+        """
+        return await wait_result(self.submit(fn, *args, **kwargs))
 
     def submit_job(self, job: Job, /) -> SubmittedJob:
         """Run the tasks of a job; their options are laid over those of this executor or view.
@@ -272,6 +287,29 @@ class HPCExecutor(_Tasks):
             return Explanation(future, f"it has ended ({future.state})", {})
         return self._hub.explain(future)
 
+    # --- watching -----------------------------------------------------------------------------------------------------
+
+    def counts(self) -> Counts:
+        """How many tasks there have been, by state; what it takes does not grow with them."""
+        return self._hub.counts() if self._hub is not None else Counts(running=0)
+
+    def progress(self, description: str = "tasks", console: Console | None = None) -> ProgressBar:
+        """A live bar of all tasks of this executor, by state, with their rate and the time that is left.
+
+        ``with ex.progress():`` draws it until all tasks have ended, or at the end of the block if that is later;
+        ``ex.progress().wait()`` does without a block. It is redrawn a few times a second, however many tasks there are.
+
+        :param description: what stands before the bar.
+        :param console: of ``rich``, where it is drawn; default: standard error. Where that is no terminal and no
+            notebook, a line is written each minute and at the end.
+        :raises ImportError: ``rich`` is missing.
+        """
+        return ProgressBar(self.counts, description, console, self._wait_idle)
+
+    def _wait_idle(self) -> None:
+        if self._hub is not None:
+            self._hub.wait_idle()
+
     # --- submitting ---------------------------------------------------------------------------------------------------
 
     def _submit(
@@ -303,6 +341,7 @@ class HPCExecutor(_Tasks):
             if isinstance(error, KeyboardInterrupt):
                 raise
             future.set_exception(error)
+            hub.count_refused()
             return future
         future._control = hub
         checked = program is None or program.check

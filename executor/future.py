@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal as signals
 import threading
+import time
 from concurrent.futures import Future
 from concurrent.futures._base import (
     CANCELLED,
@@ -17,6 +18,7 @@ from concurrent.futures._base import (
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
 
+from executor.events import Event, EventCallback, Retried, Watch, check_event
 from executor.options import parse_duration
 from worker_agent.output import join_head_tail
 from worker_agent.protocol import NOT_STARTED, Finished, Started, Tail
@@ -68,6 +70,9 @@ class Control(Protocol):
     def kill(self, task_id: int, number: int, grace: float | None, /) -> object:
         """End the task by the signal ``number``."""
 
+    def tell(self, task_id: int, news: Event | Retried, /) -> object:
+        """Have this delivered to the future. From the hub's thread only."""
+
 
 class TaskFuture(Future[Any]):
     """What ``submit`` returns. Everything a ``Future`` has, and:
@@ -93,6 +98,8 @@ class TaskFuture(Future[Any]):
     _sent = False
     _story: Started | Finished | None = None
     _heads: dict[int, list[bytes]] | None = None
+    #: from the first event callback on
+    _watch: Watch | None = None
 
     def __init__(self, task_id: int, name: str, submitted: float) -> None:
         self.task_id = task_id  # not Future.__init__: see above
@@ -207,7 +214,8 @@ class TaskFuture(Future[Any]):
         """Cancel the task if it has not started, as in the standard library; True if it will never run.
 
         A task that lies on an agent and has not started is fetched back, which takes one message there and back.
-        With ``kill`` a running task is ended too (as by :meth:`kill`), and the future is cancelled.
+        With ``kill`` it is not asked for: the task is ended wherever it is (as by :meth:`kill`), and the future is
+        cancelled, without any wait.
         """
         control = self._control
         if self.mark_cancelled():
@@ -215,11 +223,11 @@ class TaskFuture(Future[Any]):
                 control.withdraw(self.task_id)
             self.announce_cancel()
             return True
-        if control is not None and self._state == PENDING and control.recall(self.task_id):
-            return self._cancel_now({PENDING, RUNNING})  # the news of a lost attempt's start may be late
         if control is not None and kill and not self.done():
             control.kill(self.task_id, int(signals.SIGTERM), None)
             return self._cancel_now({PENDING, RUNNING})
+        if control is not None and self._state == PENDING and control.recall(self.task_id):
+            return self._cancel_now({PENDING, RUNNING})  # the news of a lost attempt's start may be late
         return self.cancelled()
 
     def _cancel_now(self, states: set[str]) -> bool:
@@ -245,6 +253,47 @@ class TaskFuture(Future[Any]):
             return False
         control.kill(self.task_id, int(signal), grace)
         return True
+
+    # --- events -------------------------------------------------------------------------------------------------------
+
+    def add_event_callback(self, event: str | None, fn: EventCallback) -> None:
+        """Have ``fn(future, event)`` called for each event of that name, those included that are over, in their order.
+
+        ``event`` is "submitted", "assigned", "started", "output", "retried" or "ended"; None or "*" for all. ``fn``
+        gets this future and an :class:`~executor.events.Event`. What is over is told at once, in this thread, of
+        attempts the latest one only; what comes is told where done callbacks are called. What ``fn`` raises is logged.
+        Raises ValueError for another name, TypeError for what cannot be called.
+        """
+        name = check_event(event, fn)
+        with self._condition:  # made now: so nothing changes this future any more without looking for the watch
+            is_first = self._watch is None
+            watch = self._watch = self._watch or self._begin_watch()
+            watch.add(name, fn)
+        if is_first:
+            self.add_done_callback(_tell_end)
+        watch.call(self)
+
+    def _begin_watch(self) -> Watch:
+        """One that knows what is over, but for the end."""
+        watch = Watch(self.attempt + (not self._sent), over=self.done())
+        watch.note(Event("submitted", self._submitted, 0))
+        if self._sent:
+            watch.note(Event("assigned", None, self.attempt, host=self.host))
+        if self.started is not None:
+            watch.start(self.attempt, self.started, self.pid)
+        for stream, pieces in (self._heads or {}).items():
+            watch.write(self.attempt, stream, b"".join(pieces), None)
+        return watch
+
+    def tell(self, news: Event | Retried) -> None:
+        """News for the event callbacks (delivery threads)."""
+        watch = self._watch
+        assert watch is not None, "there is such news for futures with event callbacks only"
+        if isinstance(news, Retried):
+            watch.retry(news)
+        else:
+            watch.note(news)
+        watch.call(self)
 
     # --- the hub's news (hub and delivery threads) --------------------------------------------------------------------
 
@@ -287,7 +336,10 @@ class TaskFuture(Future[Any]):
             if "_condition" not in self.__dict__:
                 return self._claim(attempt, host)
         with self._condition:
-            return self._claim(attempt, host)
+            claimed = self._claim(attempt, host)
+            if claimed and self._watch is not None and self._control is not None:
+                self._control.tell(self.task_id, Event("assigned", time.time(), attempt, host=host))
+            return claimed
 
     def _claim(self, attempt: int, host: str) -> bool:
         self._sent = self._state in _OPEN
@@ -296,13 +348,18 @@ class TaskFuture(Future[Any]):
             self._story = self._heads = None
         return self._sent
 
-    def unclaim(self) -> None:
-        """No agent has it any more: it waits for another attempt, and the story of the last one is over."""
+    def unclaim(self, cause: Finished | str = "") -> None:
+        """No agent has it any more: it waits for another attempt, and the story of the last one is over.
+
+        ``cause`` is the report of the last one's end, or why in a sentence.
+        """
         with self._condition:
             self._sent = False
             self._story = self._heads = None
             if self._state == RUNNING:
                 self._state = PENDING
+            if self._watch is not None and self._control is not None:
+                self._control.tell(self.task_id, Retried(self.attempt, cause, time.time()))
 
     def begin(self, started: Started) -> None:
         """An attempt started."""
@@ -312,6 +369,10 @@ class TaskFuture(Future[Any]):
                 return
         with self._condition:
             self._begin(started)
+            if (watch := self._watch) is not None:
+                watch.start(started.attempt, started.at, started.pid)
+        if watch is not None:
+            watch.call(self)
 
     def _begin(self, started: Started) -> None:
         if not self._sent or started.attempt != self.attempt:
@@ -328,6 +389,10 @@ class TaskFuture(Future[Any]):
                 return
         with self._condition:
             self._keep(attempt, stream, data)
+            if (watch := self._watch) is not None:
+                watch.write(attempt, stream, data, time.time())
+        if watch is not None:
+            watch.call(self)
 
     def _keep(self, attempt: int, stream: int, data: bytes) -> None:
         if not self._sent or attempt != self.attempt:
@@ -377,3 +442,10 @@ class TaskFuture(Future[Any]):
         except InvalidStateError:
             return False
         return True
+
+
+def _tell_end(future: Any) -> None:
+    """The done callback of a future with event callbacks."""
+    how = "cancelled" if future.cancelled() else "finished" if future.exception() is None else "failed"
+    future._watch.end(future.attempt, future._story, how)
+    future._watch.call(future)

@@ -28,8 +28,10 @@ from executor.core import effects
 from executor.core.explain import explain
 from executor.core.model import Task
 from executor.core.scheduler import Scheduler
+from executor.counts import Counts
 from executor.delivery import CANCELLED, Delivery
 from executor.errors import AgentFailed, ExecutorTerminated, InitializerFailed
+from executor.events import Event, Retried
 from executor.explanation import Explanation, make_explanation
 from executor.functions import Functions
 from executor.future import TaskFuture
@@ -81,6 +83,8 @@ class Hub:
         #: somebody presses Ctrl-C again: no patience with agents
         self._hurry = False
         self._failed_launches = 0
+        #: who waits until no task is left
+        self._idlers: list[queue.SimpleQueue[bool]] = []
         self._epoll = select.epoll()
         self._agents = Agents(self.session, self.directories, self._epoll, lease)
         self._orders = Orders(self._agents, self.environments)
@@ -116,6 +120,27 @@ class Hub:
         """End a task."""
         patience = self._kill_grace if grace is None else grace
         self.inbox.post(lambda: self._perform(self._core.kill(task_id, number, patience, time.monotonic())))
+
+    def tell(self, task_id: int, news: Event | Retried) -> None:
+        """Have news delivered to a task's future. From the hub's thread only, where futures hear of their attempts."""
+        self._unsettled.tell(task_id, news)
+
+    def counts(self) -> Counts:
+        """How many tasks there have been."""
+        return self._call(self._count) or self._count()  # once it has ended, nothing changes any more
+
+    def _count(self) -> Counts:
+        return self._unsettled.counts(self._core.running)
+
+    def count_refused(self) -> None:
+        """A task could not be pickled, and has failed before it came here."""
+        self.inbox.post(self._unsettled.count_refused)
+
+    def wait_idle(self) -> None:
+        """Wait until no task is left."""
+        answer: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self.inbox.post(lambda: self._idlers.append(answer))
+        self._wait_answer(answer)
 
     def close(self) -> None:
         """End when all tasks have ended."""
@@ -255,6 +280,8 @@ class Hub:
             self._perform(self._core.tick(now))
         self._agents.flush(now)
         self._unsettled.hand_over_news()
+        while self._idlers and not self._unsettled and not self.inbox.items:
+            self._idlers.pop().put(True)
 
     def _wait(self, patience: float | None) -> None:
         dozing = self._took_tasks and self._core.has_backlog

@@ -17,6 +17,8 @@ from executor.calls import Request
 from executor.core import effects
 from executor.core.dependents import CANCELLED as CANCELLED_END
 from executor.core.model import Task
+from executor.core.retries import has_succeeded
+from executor.counts import Counts
 from executor.delivery import CANCELLED, Delivery, settle_at_once
 from executor.functions import Functions
 from executor.orders import Orders
@@ -42,6 +44,8 @@ class Unsettled:
         self._tasks: dict[int, Task] = {}
         #: for those who asked whether a task will never run
         self._answers: dict[int, list[queue.SimpleQueue[bool]]] = {}
+        #: how many there were, and how many of them failed or were cancelled: see :meth:`counts`
+        self._added = self._failed = self._cancelled = 0
         #: for the delivery threads, with the end of this step
         self.news: list[tuple[Request, Any]] = []
 
@@ -51,6 +55,7 @@ class Unsettled:
     def add(self, task: Task) -> None:
         """A task from the inbox."""
         self._tasks[task.id] = task
+        self._added += 1
         if (function := task.body.function) is not None:
             function.users += 1
 
@@ -58,7 +63,25 @@ class Unsettled:
         """This is the task's outcome."""
         if type(outcome) is not protocol.Finished or not settle_at_once(task.body, outcome):
             self.news.append((task.body, outcome))
+            self._count(task, outcome)
         self._release(task)
+
+    def _count(self, task: Task, outcome: object) -> None:
+        """Those that are settled at once have succeeded, and need not be looked at."""
+        if task.body.future.cancelled():
+            self._cancelled += 1
+        elif not has_succeeded(outcome, task.checked):
+            self._failed += 1
+
+    def count_refused(self) -> None:
+        """A task had failed before it came here: it could not be pickled."""
+        self._added += 1
+        self._failed += 1
+
+    def counts(self, running: int) -> Counts:
+        """How many tasks there have been."""
+        finished = self._added - len(self._tasks) - self._failed - self._cancelled
+        return Counts(self._added, finished, self._failed, self._cancelled, running)
 
     def fail(self, error: BaseException) -> None:
         """No task has another outcome: every future gets an exception of its own."""
@@ -97,6 +120,11 @@ class Unsettled:
         effect.task.body.told = True
         self.news.append((effect.task.body, effect.news))
 
+    def tell(self, task_id: int, news: Any) -> None:
+        """The future of a task that has not ended is to know."""
+        if (task := self._tasks.get(task_id)) is not None:
+            self._on_tell(effects.Tell(task, news))
+
     def _on_resolve(self, effect: effects.Resolve) -> None:
         if self._awaited.takers:
             self._awaited.hand_on(effect.task.id, effect.outcome)
@@ -109,11 +137,12 @@ class Unsettled:
         """What it waited for was cancelled."""
         if task.body.future.mark_cancelled():
             self.news.append((task.body, CANCELLED))
+        self._cancelled += 1
         self._release(task)
 
     def _on_requeue(self, effect: effects.Requeue) -> None:
         self._orders.end_transfer(effect.task)
-        effect.task.body.future.unclaim()
+        effect.task.body.future.unclaim(effect.cause)
 
     def _on_discard(self, effect: effects.Discard) -> None:
         discard(effect.report)
@@ -122,6 +151,7 @@ class Unsettled:
         for answer in self._answers.pop(effect.task.id, []):
             answer.put(effect.cancelled)
         if effect.cancelled:
+            self._cancelled += 1
             self._release(effect.task)
 
     # --- what is in use -----------------------------------------------------------------------------------------------

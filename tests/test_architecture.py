@@ -154,7 +154,7 @@ def test_the_client_uses_of_the_agent_what_both_sides_share() -> None:
 
 def test_the_distributions_that_are_imported_are_those_that_are_declared() -> None:
     used = {each for name in SOURCES for each in foreign(name)} - STANDARD
-    assert used <= {"cloudpickle", "msgspec", "psutil", "zmq"}
+    assert used <= {"cloudpickle", "msgspec", "psutil", "rich", "zmq"}
 
 
 # ---- who pickles

@@ -5,7 +5,7 @@ Not frozen, although nobody changes them: a frozen dataclass costs three times a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from executor.core.model import Lane, Task, WorkerId
@@ -99,9 +99,13 @@ class Answer:
 
 @dataclass(slots=True)
 class Requeue:
-    """The task waits again, for another attempt."""
+    """The task waits again, for another attempt. ``cause`` is the report of the last one's end, or why in a sentence.
+
+    The cause is for people, and nothing is decided by it.
+    """
 
     task: Task
+    cause: Any = field(default="", compare=False)
 
 
 @dataclass(slots=True)

@@ -5,8 +5,30 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
+from worker_agent import protocol
+
 #: A ``crash_limit`` that no number of losses reaches.
 UNLIMITED: Final = 2**63 - 1
+
+
+#: Ends that say that the task itself failed, and as which class of failures each counts.
+_FAILED = {
+    protocol.ERROR: "exit", protocol.EXITED: "exit", protocol.TIMED_OUT: "timeout", protocol.OUT_OF_MEMORY: "oom",
+    protocol.NOT_STARTED: "start",
+}  # fmt: skip
+
+
+def failure(report: protocol.Finished, checked: bool) -> str:
+    """The class of failure that an end is, "" for none; if ``checked``, an exit status other than 0 is one."""
+    if report.end == protocol.COMPLETED:
+        return "exit" if report.returncode != 0 and checked else ""
+    return _FAILED.get(report.end, "")
+
+
+def has_succeeded(outcome: object, checked: bool) -> bool:
+    """Whether an outcome is the one that was wanted."""
+    good = isinstance(outcome, protocol.Finished) and outcome.end in (protocol.VALUE, protocol.COMPLETED)
+    return good and not failure(outcome, checked)  # type: ignore[arg-type]  # it is a Finished
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,14 +19,9 @@ from executor.core.effects import Effect
 from executor.core.model import Lane, LaneId, Queue, Task, TaskState, Worker, WorkerId
 from executor.core.needs import Needs
 from executor.core.placement import Placement
+from executor.core.retries import failure, has_succeeded
 from worker_agent import protocol
 from worker_agent.pools import Pool
-
-#: Ends that say that the task itself failed, and as which class of failures each counts in its ``retries``.
-_FAILED = {
-    protocol.ERROR: "exit", protocol.EXITED: "exit", protocol.TIMED_OUT: "timeout", protocol.OUT_OF_MEMORY: "oom",
-    protocol.NOT_STARTED: "start",
-}  # fmt: skip
 
 
 class Scheduler:
@@ -57,6 +52,12 @@ class Scheduler:
     def has_backlog(self) -> bool:
         """Whether tasks wait for room."""
         return self._placement.has_backlog
+
+    @property
+    def running(self) -> int:
+        """How many tasks run: of those that a lane's agent holds, as many as the lane has places."""
+        workers = (*self.workers.values(), *self.leaving.values())
+        return sum(min(len(lane.sent), len(lane.places)) for worker in workers for lane in worker.lanes.values())
 
     def due(self) -> float | None:
         """When :meth:`tick` has something to do."""
@@ -235,7 +236,7 @@ class Scheduler:
 
     def _on_end(self, task: Task, report: protocol.Finished) -> None:
         """An attempt has ended by itself, or by the user's wish."""
-        kind = _failure(task, report)
+        kind = failure(report, task.checked)
         left = task.retries.after(kind) if kind and not task.doomed else None
         if left is None:
             self._resolve(task, report)
@@ -246,7 +247,7 @@ class Scheduler:
             task.variants = tuple(needs.with_memory(task.memory_on_oom, most(needs)) for needs in task.variants)
         self._drop(report)
         self._answer(task, cancelled=False)  # the attempt had started
-        self._requeue(task)
+        self._requeue(task, report)
 
     def _most_memory(self, needs: Needs) -> int:
         """The most that a worker has which can meet the needs as they are."""
@@ -263,7 +264,7 @@ class Scheduler:
                 if task.doomed:
                     self._resolve_killed(task)  # nothing is left there that could be killed
                 else:
-                    self._requeue(task)
+                    self._requeue(task, "its agent gave it back, before it had started, to run elsewhere")
             return
         self._answer(task, report.given_back)
         if report.given_back:
@@ -309,18 +310,17 @@ class Scheduler:
             self._end(task, CANCELLED)
         else:
             self._answer(task, cancelled=False)
-            self._requeue(task)
+            self._requeue(task, reason)
 
-    def _requeue(self, task: Task) -> None:
+    def _requeue(self, task: Task, cause: protocol.Finished | str) -> None:
         task.move(TaskState.READY)
         self._broken.pop(task.id, None)
         self._placement.add(task, first=True)
-        self._do(effects.Requeue(task))
+        self._do(effects.Requeue(task, cause))
 
     def _resolve(self, task: Task, outcome: object) -> None:
         self._do(effects.Resolve(task, outcome))
-        good = isinstance(outcome, protocol.Finished) and _has_succeeded(task, outcome)
-        self._end(task, OK if good else FAILED)
+        self._end(task, OK if has_succeeded(outcome, task.checked) else FAILED)
 
     def _resolve_killed(self, task: Task) -> None:
         """It is nowhere where an agent would report its end."""
@@ -372,17 +372,6 @@ class Scheduler:
 
     def _do(self, effect: Effect) -> None:
         self._effects.append(effect)
-
-
-def _failure(task: Task, report: protocol.Finished) -> str:
-    """The class of failure that an end is; "" for none."""
-    if report.end == protocol.COMPLETED:
-        return "exit" if report.returncode != 0 and task.checked else ""
-    return _FAILED.get(report.end, "")
-
-
-def _has_succeeded(task: Task, report: protocol.Finished) -> bool:
-    return report.end in (protocol.VALUE, protocol.COMPLETED) and not _failure(task, report)
 
 
 def _lane(task: Task) -> Lane:

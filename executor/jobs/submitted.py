@@ -10,12 +10,13 @@ from __future__ import annotations
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
+from executor.asynchronous import as_completed_async
 from executor.errors import DependencyFailed, JobError
 from executor.future import TaskFuture
 from executor.jobs.job import Array, Call, Job, Task
@@ -270,6 +271,17 @@ class SubmittedJob:
             with self._news:
                 self._news.wait_for(lambda position=position: len(self._ended) > position)  # type: ignore[misc]
             yield self._ended[position]
+
+    async def __aiter__(self) -> AsyncIterator[TaskFuture]:
+        """Its futures as they end, for ``async for``; those that have ended come first."""
+        async for future in as_completed_async([*self._ended, *self._by_id.values()]):
+            yield future
+
+    async def wait_async(self) -> bool:
+        """As :meth:`wait`, from asyncio: the loop goes on meanwhile. Being cancelled here leaves the job as it is."""
+        async for _ in self:
+            pass
+        return self.wait(0)
 
     def cancel(self) -> None:
         """End it: what waits will not run, what runs is ended as by ``future.kill()``."""

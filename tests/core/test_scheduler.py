@@ -1153,3 +1153,35 @@ def test_who_says_twice_that_it_leaves_has_said_it_once(cluster: Cluster) -> Non
     assert cluster.report(WorkerId(9), Leaving("")) == []
     assert cluster.lose(W1) == [Requeue(task)]
     assert cluster.report(W1, Leaving("")) == []
+
+
+# ---- what is told to people
+
+
+def causes(wanted: list[Any]) -> list[Any]:
+    """Why tasks wait again."""
+    return [effect.cause for effect in wanted if isinstance(effect, Requeue)]
+
+
+def test_a_task_that_waits_again_is_told_why(cluster: Cluster) -> None:
+    """The cause of a requeue is not compared: nothing is decided by it."""
+    (task,) = cluster.start(1, slots=1, retries=Retries(exit=1))
+    failed = finished(task, ERROR)
+    assert causes(cluster.report(W1, failed)) == [failed]
+    cluster.begin(W1, task)
+    assert causes(cluster.lose(W1, "power cut")) == ["power cut"]
+    cluster.join(W2, 1).seen = True
+    returned = Finished(task.id, task.attempt, RETURNED)
+    assert causes(cluster.report(W2, Leaving(""), returned)) == ["its agent was told to leave"]
+
+
+def test_as_many_tasks_run_as_there_are_places_for_what_agents_hold(cluster: Cluster) -> None:
+    tasks = cluster.tasks(5)
+    assert cluster.scheduler.running == 0
+    cluster.submit(*tasks).seen = True
+    cluster.join(W1, 2).seen = True
+    assert cluster.scheduler.running == 2
+    cluster.report(W1, Leaving("")).seen = True
+    assert cluster.scheduler.running == 2
+    cluster.lose(W1).seen = True
+    assert cluster.scheduler.running == 0
