@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from executor import outcome
@@ -38,11 +39,19 @@ PATIENCE = 1.0
 MOST_THREADS = 64
 
 
-class Delivery:
-    """A queue and its threads. ``put`` and ``look_after`` belong to the hub's thread."""
+def _ignore(_request: Request, _news: Any, _error: BaseException | None) -> None:
+    """Nobody wants to know how tasks end."""
 
-    def __init__(self, name: str) -> None:
+
+class Delivery:
+    """A queue and its threads. ``put`` and ``look_after`` belong to the hub's thread.
+
+    ``on_end`` is told of each end of a task, with its news and its exception, before the future is.
+    """
+
+    def __init__(self, name: str, on_end: Callable[[Request, Any, BaseException | None], None] = _ignore) -> None:
         self._name = name
+        self._on_end = on_end
         self._waiting: deque[tuple[Request, Any]] = deque()
         #: of what waits, here and with the requests
         self._lock = threading.Lock()
@@ -93,7 +102,7 @@ class Delivery:
         while (item := self._take()) is not None:
             while item is not None:
                 self._progress += 1
-                deliver(*item)
+                deliver(*item, self._on_end)
                 item = self._take_more(item[0])  # a result must not live on because nothing else happens
         self._emptied.set()
 
@@ -139,7 +148,9 @@ class Delivery:
         return threading.current_thread() in self._threads
 
 
-def deliver(request: Request, news: Any) -> None:
+def deliver(
+    request: Request, news: Any, on_end: Callable[[Request, Any, BaseException | None], None] = _ignore
+) -> None:
     """One piece of news to its future; nothing that the user's code raises gets out."""
     kind = type(news)
     try:
@@ -152,7 +163,7 @@ def deliver(request: Request, news: Any) -> None:
         elif kind is Event or kind is Retried:
             request.future.tell(news)
         else:
-            _settle(request, news)
+            _settle(request, news, on_end)
     except BaseException as error:
         log.exception("delivering to %r", request.future)
         if kind not in _NO_ENDS:
@@ -170,9 +181,10 @@ def settle_at_once(request: Request, finished: Finished) -> bool:
     return True
 
 
-def _settle(request: Request, news: Any) -> None:
+def _settle(request: Request, news: Any, on_end: Callable[[Request, Any, BaseException | None], None]) -> None:
     future = request.future
     if future.cancelled():
+        on_end(request, news, None)
         outcome.discard(news)
         return
     if type(news) is Finished:
@@ -182,6 +194,7 @@ def _settle(request: Request, news: Any) -> None:
     result, error = _unpack(request, news)
     if type(news) is Finished:
         news.body = b""  # the result has been made of it
+    on_end(request, news, error)
     future.settle(result, error)
 
 

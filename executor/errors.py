@@ -79,12 +79,16 @@ def describe_end(returncode: int | None) -> str:
     return f"exited with status {returncode}"
 
 
+#: What stands between an error's own text and what the task has written.
+STDERR_FOLLOWS = "\nThe end of its stderr:"
+
+
 def with_stderr(text: str, stderr: str, *, lines: int = 25) -> str:
     """``text`` followed by the last ``lines`` lines of ``stderr``, if there are any."""
     tail = stderr.rstrip("\n").splitlines()[-lines:]
     if not tail:
         return text
-    return "\n".join([text, "The end of its stderr:", *(f"  {line}" for line in tail)])
+    return "\n".join([text + STDERR_FOLLOWS, *(f"  {line}" for line in tail)])
 
 
 class TaskDied(_Rebuilt, BrokenProcessPool):

@@ -12,6 +12,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
@@ -47,6 +48,10 @@ from executor.mapping import chain, results_of
 from executor.options import DEVNULL, Stream, TaskOptions, make_options
 from executor.program import Program
 from executor.progress import ProgressBar
+from executor.report.making import make_report
+from executor.report.page import render_page
+from executor.report.recorder import Recorder
+from executor.report.values import Report
 from executor.surroundings import Surroundings
 from executor.worker import WorkerInfo
 from worker_agent import detection, protocol
@@ -310,6 +315,20 @@ class HPCExecutor(_Tasks):
         if self._hub is not None:
             self._hub.wait_idle()
 
+    def report(self, path: str | os.PathLike[str] | None = None) -> Report:
+        """What has run until now, in numbers: see :class:`~executor.report.values.Report`. Also after the shutdown.
+
+        :param path: where to write one page for people, as HTML that needs no other file; None: nowhere.
+        :raises TypeError: for what is no path.
+        :raises OSError: if the page cannot be written.
+        """
+        if path is not None and not isinstance(path, str | os.PathLike):
+            raise TypeError(f"path={path!r}: expected a file to write, such as 'run.html', or nothing")
+        report = make_report(Recorder().snapshot() if self._hub is None else self._hub.record())
+        if path is not None:
+            Path(path).write_text(render_page(report), encoding="utf-8")
+        return report
+
     # --- submitting ---------------------------------------------------------------------------------------------------
 
     def _submit(
@@ -340,6 +359,7 @@ class HPCExecutor(_Tasks):
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 raise
+            hub.recorder.refused(future, error)
             future.set_exception(error)
             hub.count_refused()
             return future

@@ -39,6 +39,7 @@ from executor.inbox import Inbox
 from executor.invitations import Invitation
 from executor.orders import Orders
 from executor.payloads import Payloads
+from executor.report.recorder import Recorder, Snapshot
 from executor.transfers import Transfers, check_error, check_outcome
 from executor.unsettled import Unsettled
 from executor.worker import Gone, Joined, Reported, Worker, WorkerInfo
@@ -65,7 +66,8 @@ class Hub:
         self.payloads = Payloads(self.directories.stores)
         self.functions = Functions(self.payloads)
         self.environments: dict[int, protocol.Prepare] = {}
-        self.delivery = Delivery("hpc-executor")
+        self.recorder = Recorder()
+        self.delivery = Delivery("hpc-executor", self.recorder.settled)
         #: takes new tasks
         self.inbox = Inbox()
         #: why no more tasks are taken, if so
@@ -89,7 +91,9 @@ class Hub:
         self._agents = Agents(self.session, self.directories, self._epoll, lease)
         self._orders = Orders(self._agents, self.environments)
         self._awaited = Awaited(self.payloads, self.inbox, self._on_awaited)
-        self._unsettled = Unsettled(self._orders, self.functions, self.payloads, self.delivery, self._awaited)
+        self._unsettled = Unsettled(
+            self._orders, self.functions, self.payloads, self.delivery, self._awaited, self.recorder
+        )
         self._performers = self._orders.performers() | self._unsettled.performers()
         self._thread = threading.Thread(target=self._run, name="hpc-executor-hub", daemon=True)
 
@@ -215,6 +219,10 @@ class Hub:
     def workers(self) -> list[WorkerInfo]:
         """The agents that have joined."""
         return self._call(self._describe_all) or []
+
+    def record(self) -> Snapshot:
+        """What has run until now, all tasks that are seen to be done included."""
+        return self._call(self.recorder.snapshot) or self.recorder.snapshot()
 
     def pools(self) -> list[list[Pool]]:
         """What each of the agents has that have joined."""
@@ -355,6 +363,7 @@ class Hub:
         assert worker.member is not None
         now, hello = time.monotonic(), worker.member.hello
         ends = None if hello.remaining is None else now + hello.remaining
+        self.recorder.joined(worker.id, worker.title, worker.pools, time.time())
         self._perform(self._core.joined(worker.id, worker.pools, now, ends, hello.group))
 
     def _take_in(self, worker: Worker) -> None:
@@ -376,6 +385,7 @@ class Hub:
     def _listens(self, worker: Worker, report: protocol.Report) -> bool:
         """Whether the report is for the core; what is for the log, or for us, is seen to."""
         if isinstance(report, protocol.Finished):
+            self.recorder.attempt(worker.id, self._core.tasks.get(report.task), report)
             if report.body[:1] in bodies.WITH_FILES:
                 check_outcome(report, self.directories.stores)
         elif isinstance(report, protocol.Unprepared):
@@ -443,6 +453,7 @@ class Hub:
     # --- agents -------------------------------------------------------------------------------------------------------
 
     def _on_agent_end(self, gone: Gone) -> None:
+        self.recorder.left(gone.worker.id, time.time())
         if gone.worker.launch is None:
             log.log(logging.DEBUG if self._finished() else logging.WARNING, "%s", gone.reason)
             self._perform(self._core.lost(gone.worker.id, gone.reason, time.monotonic()))

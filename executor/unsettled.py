@@ -24,6 +24,7 @@ from executor.functions import Functions
 from executor.orders import Orders
 from executor.outcome import discard
 from executor.payloads import Payloads
+from executor.report.recorder import Recorder
 from worker_agent import protocol
 
 #: Functions that are kept although no task needs them.
@@ -34,8 +35,10 @@ class Unsettled:
     """The tasks, what they keep in use, and who waits for them. Used from the hub's thread only."""
 
     def __init__(
-        self, orders: Orders, functions: Functions, payloads: Payloads, delivery: Delivery, awaited: Awaited
-    ) -> None:
+        self, orders: Orders, functions: Functions, payloads: Payloads, delivery: Delivery, awaited: Awaited,
+        recorder: Recorder,
+    ) -> None:  # fmt: skip
+        self._ends = recorder.ends
         self._orders = orders
         self._awaited = awaited
         self._functions = functions
@@ -56,6 +59,7 @@ class Unsettled:
         """A task from the inbox."""
         self._tasks[task.id] = task
         self._added += 1
+        self._ends.submitted += 1
         if (function := task.body.function) is not None:
             function.users += 1
 
@@ -64,6 +68,8 @@ class Unsettled:
         if type(outcome) is not protocol.Finished or not settle_at_once(task.body, outcome):
             self.news.append((task.body, outcome))
             self._count(task, outcome)
+        else:
+            self._ends.finished += 1
         self._release(task)
 
     def _count(self, task: Task, outcome: object) -> None:
@@ -138,6 +144,7 @@ class Unsettled:
         if task.body.future.mark_cancelled():
             self.news.append((task.body, CANCELLED))
         self._cancelled += 1
+        self._ends.cancelled += 1
         self._release(task)
 
     def _on_requeue(self, effect: effects.Requeue) -> None:
@@ -152,6 +159,7 @@ class Unsettled:
             answer.put(effect.cancelled)
         if effect.cancelled:
             self._cancelled += 1
+            self._ends.cancelled += 1
             self._release(effect.task)
 
     # --- what is in use -----------------------------------------------------------------------------------------------

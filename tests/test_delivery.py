@@ -734,7 +734,7 @@ def test_news_of_a_task_come_in_order_though_threads_are_many(monkeypatch: pytes
     entered, release, other_came = threading.Event(), threading.Event(), threading.Event()
     heard: list[Any] = []
 
-    def hear(request: Request, news: Any) -> None:
+    def hear(request: Request, news: Any, _: Any) -> None:
         if request is other:
             other_came.set()
             return
