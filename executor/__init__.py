@@ -13,6 +13,7 @@ from executor.errors import (
     NetworkUnsafe,
     OptionTypeError,
     OptionValueError,
+    OutputMissing,
     ProgramFailed,
     ProgramNotStarted,
     RemoteError,
@@ -27,6 +28,7 @@ from executor.errors import (
 )
 from executor.events import Event
 from executor.executor import HPCExecutor
+from executor.files import OutputFile
 from executor.future import TaskFuture, Usage
 from executor.jobs.job import Job
 from executor.jobs.pipeline import Pipeline
@@ -40,9 +42,9 @@ from executor.resources import Resources
 __all__ = [
     "CAPTURE", "DEVNULL", "FORWARD", "AgentFailed", "Counts", "DependencyFailed", "EnvironmentFailed", "Event",
     "ExecutorTerminated", "HPCExecutor", "InitializerFailed", "Job", "JobError", "ListenError", "NetworkUnsafe",
-    "OptionTypeError", "OptionValueError", "Pipeline", "Program", "ProgramFailed", "ProgramNotStarted", "ProgressBar",
-    "RemoteError", "Resources", "SerializationError", "StreamDirectory", "StreamError", "SubmittedJob", "TaskDied",
-    "TaskFuture", "TaskKilled", "TaskLost", "TaskOutOfMemory", "TaskTimeout", "UnsatisfiableRequest", "Usage",
-    "as_completed_async", "track",
+    "OptionTypeError", "OptionValueError", "OutputFile", "OutputMissing", "Pipeline", "Program", "ProgramFailed",
+    "ProgramNotStarted", "ProgressBar", "RemoteError", "Resources", "SerializationError", "StreamDirectory",
+    "StreamError", "SubmittedJob", "TaskDied", "TaskFuture", "TaskKilled", "TaskLost", "TaskOutOfMemory",
+    "TaskTimeout", "UnsatisfiableRequest", "Usage", "as_completed_async", "track",
 ]  # fmt: skip
 __version__ = "0.1.0"

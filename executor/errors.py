@@ -22,6 +22,7 @@
     ├── pickle.PicklingError
     │   └── SerializationError   an argument or a result cannot be pickled
     ├── DependencyFailed         a task that this one was to run after did not end as it had to; so it did not run
+    ├── OutputMissing            a program ended well, and an output of it is not there
     ├── RemoteError              the task's exception does not survive pickling: its type, text and traceback
     ├── TypeError
     │   └── OptionTypeError      an option of the wrong type, or one that does not exist
@@ -45,9 +46,9 @@ from typing import Any
 
 __all__ = [
     "AgentFailed", "DependencyFailed", "EnvironmentFailed", "ExecutorTerminated", "InitializerFailed", "ListenError",
-    "NetworkUnsafe", "OptionTypeError", "OptionValueError", "ProgramFailed", "ProgramNotStarted", "RemoteError",
-    "RemoteTraceback", "SerializationError", "TaskDied", "TaskKilled", "TaskLost", "TaskOutOfMemory", "TaskTimeout",
-    "UnsatisfiableRequest",
+    "NetworkUnsafe", "OptionTypeError", "OptionValueError", "OutputMissing", "ProgramFailed", "ProgramNotStarted",
+    "RemoteError", "RemoteTraceback", "SerializationError", "TaskDied", "TaskKilled", "TaskLost", "TaskOutOfMemory",
+    "TaskTimeout", "UnsatisfiableRequest",
 ]  # fmt: skip
 
 
@@ -180,11 +181,18 @@ class TaskTimeout(_Rebuilt, TimeoutError):
 
 
 class ProgramFailed(_Rebuilt, subprocess.CalledProcessError):
-    """A program ended with a nonzero status. Attributes as those of :class:`subprocess.CalledProcessError`."""
+    """A program ended with a nonzero status. Attributes as those of :class:`subprocess.CalledProcessError`.
+
+    ``said`` is what it wrote to the file HQ_ERROR_FILENAME, its first 2 KiB; "" if it has none (see ``task_dir``).
+    """
+
+    said: str = ""
 
     def __str__(self) -> str:
         command = self.cmd[0] if isinstance(self.cmd, list | tuple) else self.cmd
         text = f"the program {command!r} {describe_end(self.returncode)}; its command line: {self.cmd!r}"
+        if self.said:
+            text += f". It said: {self.said}"
         return with_stderr(text, self.stderr or "")
 
 
@@ -234,6 +242,24 @@ class DependencyFailed(_Rebuilt, Exception):
 
 class SerializationError(_Rebuilt, pickle.PicklingError):
     """An argument or a result cannot be pickled. The text names it and its type; the original error is the cause."""
+
+
+class OutputMissing(_Rebuilt, Exception):
+    """A program ended with status 0, and what its option ``outputs`` names is not all in its place.
+
+    ``missing`` are the names (str) that were not there; none, if they could not be put where they belong, which the
+    text explains. ``found`` is what was in the program's directory instead, as paths in it. ``stderr`` is what the
+    program wrote there, bounded. Nothing was moved if one of several was not there.
+    """
+
+    task: str = ""
+    missing: tuple[str, ...] = ()
+    found: tuple[str, ...] = ()
+    stderr: str = ""
+
+    def __init__(self, message: str = "", **attributes: Any) -> None:
+        super().__init__(message)
+        self.__dict__.update(attributes)
 
 
 class RemoteError(_Rebuilt, Exception):

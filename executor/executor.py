@@ -37,6 +37,7 @@ from executor.core.model import ONE_CPU_EACH, Task, Variants
 from executor.counts import Counts
 from executor.errors import UnsatisfiableRequest
 from executor.explanation import Explanation
+from executor.files import OutputFile, make_files, only_for_programs
 from executor.functions import Function
 from executor.future import TaskFuture
 from executor.hub import Hub
@@ -45,7 +46,7 @@ from executor.invitations import Invitation
 from executor.jobs.job import Job
 from executor.jobs.submitted import SubmittedJob
 from executor.mapping import chain, results_of
-from executor.options import DEVNULL, Stream, TaskOptions, make_options
+from executor.options import DEVNULL, Destination, Stream, TaskOptions, make_options
 from executor.program import Program
 from executor.progress import ProgressBar
 from executor.report.making import make_report
@@ -353,6 +354,8 @@ class HPCExecutor(_Tasks):
                 stdin = program.stdin_bytes()
                 if stdin is not None and len(stdin) > protocol.INLINE_LIMIT:
                     request.args = hub.payloads.put(stdin)
+            elif options.inputs or options.outputs:
+                raise only_for_programs(future.name)
             else:
                 request.function = packed or hub.functions.pack(fn)
                 request.args, request.buffers, request.inputs = pack_arguments(args, kwargs, hub.payloads, chunk)
@@ -502,6 +505,9 @@ def _settings(options: TaskOptions, grace: float) -> protocol.Settings | None:
         stderr=_destination(options.stderr), time_limit=options.time_limit, grace=grace,
         output_limit=min(options.output_limit, _MOST_BYTES), pin=options.pin or "",
         enforce_memory=options.enforce_memory, stream=_stream(options),
+        files=make_files(
+            options.task_dir, options.inputs, options.outputs, options.cwd, options.stdout, options.stderr
+        ),
     )  # fmt: skip
     return None if made == protocol.DEFAULT_SETTINGS else made
 
@@ -516,9 +522,11 @@ def _stream(options: TaskOptions) -> protocol.StreamTo | None:
     return msgspec.structs.replace(options.stream, name=sendable, stdout=stdout, stderr=stderr)
 
 
-def _destination(destination: Stream | str) -> str | None:
+def _destination(destination: Destination) -> str | None:
     if destination is DEVNULL:
         return ""
+    if isinstance(destination, OutputFile):
+        return os.fspath(destination.path)
     return destination if isinstance(destination, str) else None
 
 

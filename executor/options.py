@@ -15,13 +15,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from enum import Enum
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from executor.attempts import read_crash_limit, read_lost, read_memory_on_oom, read_retries
 from executor.core.needs import ONE_CPU, Needs
 from executor.core.retries import NO_RETRIES, Retries
 from executor.dependencies import Dependency, read_after
 from executor.errors import OptionTypeError, OptionValueError
+from executor.files import OutputFile, Places, check_names, read_output_file, read_places
 from executor.quantities import parse_duration, parse_size
 from executor.refusals import did_you_mean, read_named, shown
 from executor.resources import RESOURCE_OPTIONS, change_variants
@@ -50,8 +51,8 @@ DEVNULL: Final = Stream.DEVNULL
 CAPTURE: Final = Stream.CAPTURE
 FORWARD: Final = Stream.FORWARD
 
-#: A stream, or the absolute path of a file.
-Destination: TypeAlias = Stream | str
+#: A stream, or the absolute path of a file, which may be one that goes if the task ends well.
+Destination: TypeAlias = Stream | str | OutputFile
 #: Changes to the environment, sorted by name; None unsets the variable. Pairs, so that options can be hashed
 #: and pickled.
 Environment: TypeAlias = tuple[tuple[str, str | None], ...]
@@ -91,6 +92,11 @@ class TaskOptions:
     memory_on_oom: float | None = None
     #: what it waits for
     after: tuple[Dependency, ...] = ()
+    #: whether each attempt has a private directory, HPC_TASK_DIR, that goes when it has ended
+    task_dir: bool = False
+    #: of a program: what is put into its private directory, in which it runs then; and what is taken from there
+    inputs: Places = ()
+    outputs: Places = ()
 
 
 def make_options(base: TaskOptions, /, **changes: object) -> TaskOptions:
@@ -100,8 +106,8 @@ def make_options(base: TaskOptions, /, **changes: object) -> TaskOptions:
     :param env: a mapping of str to str, or to None, which unsets the variable. It is merged over
         ``base.env``: new names are added, old ones replaced. ``env=None`` forgets the changes of ``base``.
     :param cwd: a directory (str or PathLike); relative to the directory of this process at this moment.
-    :param stdout, stderr: a file (str or PathLike, relative as above), ``DEVNULL``, ``CAPTURE`` or
-        ``FORWARD``, or ``subprocess.DEVNULL`` and ``subprocess.PIPE`` (the same as ``CAPTURE``).
+    :param stdout, stderr: a file (str, PathLike or :class:`OutputFile`, relative as above), ``DEVNULL``,
+        ``CAPTURE`` or ``FORWARD``, or ``subprocess.DEVNULL`` and ``subprocess.PIPE`` (the same as ``CAPTURE``).
     :param stream: a directory (str or PathLike, relative as above), or None. What would be forwarded is added to one
         file there for each agent, see :mod:`executor.jobs.stream`; a ``stdout`` or ``stderr`` beside it stays.
     :param time_limit: seconds or text, more than zero, see :func:`parse_duration`; None for no limit.
@@ -115,6 +121,9 @@ def make_options(base: TaskOptions, /, **changes: object) -> TaskOptions:
     :param enforce_memory: bool.
     :param memory_on_oom: a factor, more than 1, or None.
     :param after: futures, or a mapping of conditions to futures, see :mod:`executor.dependencies`.
+    :param task_dir: bool.
+    :param inputs, outputs: mappings of names in the directory of a program to paths (str or PathLike, relative
+        as above).
     :raises OptionTypeError: an option that does not exist, or a value of a wrong type.
     :raises OptionValueError: a value of a right type that makes no sense.
     """
@@ -131,6 +140,8 @@ def make_options(base: TaskOptions, /, **changes: object) -> TaskOptions:
         final.update(_streamed(base, final))
     if "retries" in changes:
         final.update(_lost(changes))
+    if "inputs" in final or "outputs" in final:
+        _check_names(base, final)
     if resources:
         final["variants"] = change_variants(base.variants, resources)
     return replace(base, **final)  # type: ignore[arg-type]  # the readers have checked them
@@ -146,6 +157,13 @@ def _streamed(base: TaskOptions, final: Mapping[str, object]) -> dict[str, objec
     """A stream has what would be forwarded; one that is taken away gives it back."""
     old, new = (FORWARD, Stream.STREAM) if final["stream"] is not None else (Stream.STREAM, FORWARD)
     return {name: new for name in ("stdout", "stderr") if name not in final and getattr(base, name) is old}
+
+
+def _check_names(base: TaskOptions, final: Mapping[str, Any]) -> None:
+    try:
+        check_names(final.get("inputs", base.inputs), final.get("outputs", base.outputs))
+    except ValueError as error:
+        raise OptionValueError(str(error)) from None
 
 
 def _lost(changes: Mapping[str, object]) -> dict[str, object]:
@@ -172,7 +190,12 @@ _SYNONYMS = {
     "dependencies": "after",
     "depends_on": "after",
     "deps": "after",
+    "dir": "cwd",
     "directory": "cwd",
+    "input_files": "inputs",
+    "output_files": "outputs",
+    "sandbox": "task_dir",
+    "scratch": "task_dir",
     "environment": "env",
     "max_retries": "retries",
     "mem": "memory",
@@ -181,6 +204,7 @@ _SYNONYMS = {
     "ncpus": "cpus",
     "threads": "cpus",
     "timeout": "time_limit",
+    "variants": "resources",
     "walltime": "time_limit",
     "workdir": "cwd",
 }
@@ -293,12 +317,14 @@ def _read_stream(value: object) -> StreamTo | None:
     return StreamTo(_read_path(value, "expected a directory (str or os.PathLike), or None"))
 
 
-_DESTINATION_HELP = "expected a file (str or os.PathLike), DEVNULL, CAPTURE or FORWARD"
+_DESTINATION_HELP = "expected a file (str, os.PathLike or OutputFile), DEVNULL, CAPTURE or FORWARD"
 
 
 def _read_destination(value: object) -> Destination:
     if isinstance(value, Stream) and value is not Stream.STREAM:
         return value
+    if isinstance(value, OutputFile):
+        return read_output_file(value, _read_path)
     if isinstance(value, int) and not isinstance(value, bool):
         return _read_subprocess_constant(value)
     return _read_path(value, _DESTINATION_HELP)
@@ -340,6 +366,9 @@ _READERS: dict[str, Callable[[object], object]] = {
     "enforce_memory": _read_bool,
     "memory_on_oom": read_memory_on_oom,
     "after": read_after,
+    "task_dir": _read_bool,
+    "inputs": lambda value: read_places(value, _read_path),
+    "outputs": lambda value: read_places(value, _read_path),
 }
 assert {*_READERS, "variants"} == {field.name for field in fields(TaskOptions)}, "each option has one reader"
 #: The names of all options.

@@ -21,6 +21,8 @@ from executor.errors import (
     DependencyFailed,
     EnvironmentFailed,
     InitializerFailed,
+    OutputMissing,
+    ProgramFailed,
     ProgramNotStarted,
     RemoteError,
     RemoteTraceback,
@@ -42,7 +44,7 @@ log = logging.getLogger("executor")
 
 _plain = msgspec.json.Decoder(int | float | bool | None)
 #: Ends whose body is a sentence, and not a value or an error.
-_EXPLAINED = frozenset({protocol.NOT_STARTED, protocol.LOST})
+_EXPLAINED = frozenset({protocol.NOT_STARTED, protocol.LOST, protocol.COMPLETED, protocol.NO_OUTPUT})
 
 
 def unpack(request: Request, outcome: object) -> tuple[Any, BaseException | None]:
@@ -61,7 +63,7 @@ def unpack(request: Request, outcome: object) -> tuple[Any, BaseException | None
     if outcome.end == protocol.ERROR:
         return None, _load_error(request.future, outcome.body)
     if request.program is not None and outcome.end == protocol.COMPLETED and outcome.returncode is not None:
-        return _completed(request.future, request.program, outcome.returncode)
+        return _completed(request.future, request.program, outcome.returncode, outcome.body)
     return None, _unsuccessful(request, outcome)
 
 
@@ -176,11 +178,14 @@ def _not_rebuilt(future: TaskFuture, type_name: str, message: str, text: str) ->
     return RemoteError(f"{what}\n{text}".rstrip(), type_name=type_name, text=message, traceback=text)
 
 
-def _completed(future: TaskFuture, program: Program, returncode: int) -> tuple[Any, BaseException | None]:
+def _completed(
+    future: TaskFuture, program: Program, returncode: int, said: bytes
+) -> tuple[Any, BaseException | None]:
     completed = subprocess.CompletedProcess(list(program.argv), returncode, future.stdout, future.stderr)
     try:
         return check_completed(program, completed), None
-    except subprocess.CalledProcessError as error:
+    except ProgramFailed as error:
+        error.said = said.decode(errors="replace").strip()
         return None, error
 
 
@@ -188,6 +193,8 @@ def _unsuccessful(request: Request, outcome: protocol.Finished) -> BaseException
     future = request.future
     if outcome.end == protocol.NOT_STARTED and request.program is not None:
         return _not_started(request, request.program, outcome)
+    if outcome.end == protocol.NO_OUTPUT:
+        return _no_output(future, outcome.body)
     discard(outcome)  # of a task that returned when it was told to end
     if outcome.end == protocol.OUT_OF_MEMORY:
         return _out_of_memory(future, outcome)
@@ -238,6 +245,26 @@ def _not_started(request: Request, program: Program, outcome: protocol.Finished)
     cwd = request.options.cwd or request.environment.cwd
     sentence = explain_not_started(program.argv[0], number, cwd, env.get("PATH"))
     return ProgramNotStarted(number, f"{describe(request.future)}: {sentence}", program.argv[0])
+
+
+def _no_output(future: TaskFuture, body: bytes) -> OutputMissing:
+    """Where an agent does not say what is missing, the text is all that there is."""
+    try:
+        failure = msgspec.json.decode(body, type=protocol.Uncollected)
+    except msgspec.DecodeError:
+        failure = protocol.Uncollected(text="its agent does not say why")
+    text = f"{describe(future)} ended with status 0, but {failure.text or _missing(failure)}"
+    return OutputMissing(
+        with_stderr(text, future.stderr), task=future.name, missing=tuple(failure.missing),
+        found=tuple(failure.found), stderr=future.stderr,
+    )  # fmt: skip
+
+
+def _missing(failure: protocol.Uncollected) -> str:
+    several = len(failure.missing) > 1
+    names = ", ".join(map(repr, failure.missing))
+    found = ", ".join(map(repr, failure.found)) or "nothing else"
+    return f"its output{'s' * several} {names} {'are' if several else 'is'} not in its directory, which holds {found}"
 
 
 def _lost(request: Request, outcome: effects.Lost) -> TaskLost:

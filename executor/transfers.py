@@ -26,7 +26,7 @@ KEPT = 256 * 2**20
 #: The name of a payload in its directory, as :mod:`worker_agent.store` makes them.
 _PAYLOAD = re.compile(r"\d+-\d+-[0-9a-f]{8}")
 #: Ends whose body is a sentence, and no outcome of a call.
-_EXPLAINED = frozenset({protocol.NOT_STARTED, protocol.LOST})
+_EXPLAINED = frozenset({protocol.NOT_STARTED, protocol.LOST, protocol.COMPLETED, protocol.NO_OUTPUT})
 
 
 @dataclass(slots=True, eq=False)

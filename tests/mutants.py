@@ -35,7 +35,8 @@ _PREPARE = protocol.Prepare(
     environment=1, python=["python3"], start="fork", max_tasks=1, cwd="/", path=["/a"], env={"A": "b"},
     raw=[(b"\xff", b"\xfe")], preload=["json"], initializer=Stored("/s", 9), authkey=b"k", argv=["x"], version="3.12.1",
 )  # fmt: skip
-_SETTINGS = Settings(env={"A": None, "B": "c"}, cwd="/", stdout="", stderr="/e", time_limit=3.0,
+_FILES = protocol.Files(task_dir=True, inputs={"a": "/a"}, outputs={"b": "/b"}, removed=[1], numbered=True)
+_SETTINGS = Settings(env={"A": None, "B": "c"}, cwd="/", stdout="", stderr="/e", time_limit=3.0, files=_FILES,
                      stream=protocol.StreamTo("/d", 1, 2, "n"))  # fmt: skip
 _ORDERS: list[protocol.Order] = [
     protocol.Welcome(3, "n", 5.0, 30.0), protocol.Fence(3), protocol.Refuse("n", "no"), _PREPARE,

@@ -50,7 +50,7 @@ def test_defaults_are_those_of_the_documentation():
     assert make_options(DEFAULT) == DEFAULT
     assert [getattr(DEFAULT, field.name) for field in fields(DEFAULT)] == [
         None, (), None, FORWARD, FORWARD, None, None, Retries(0, 0, 0, 0), 5, 4194304, (ONE_CPU,), 0, None, True, None,
-        (),
+        (), False, (), (),
     ]  # fmt: skip
 
 
@@ -80,8 +80,9 @@ def test_an_unknown_option_is_refused_with_the_nearest_and_all_names():
 @pytest.mark.parametrize(
     ("wrong", "right"),
     [
-        ("timeout", "time_limit"), ("retry", "retries"), ("workdir", "cwd"), ("dir", ""), ("cpu", "cpus"),
-        ("mem", "memory"), ("n_nodes", "nodes"), ("deps", "after"), ("variants", ""), ("prio", "priority"),
+        ("timeout", "time_limit"), ("retry", "retries"), ("workdir", "cwd"), ("dir", "cwd"), ("cpu", "cpus"),
+        ("mem", "memory"), ("n_nodes", "nodes"), ("deps", "after"), ("variants", "resources"), ("prio", "priority"),
+        ("colour", ""), ("x", ""),
     ],
 )
 def test_an_unknown_option_names_a_right_word_only_if_one_is_near(wrong, right):

@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None, python: Sequence[str] = ()) -> 
         sys.exit("there is no connection data: the client has ended")
     _detach_stdin()
     name = os.urandom(8).hex()
-    supervisor.supervise(data, lambda own: _run_agent(data, python, own, name, said))
+    supervisor.supervise(data, lambda own: _run_agent(data, python, own, name, said), name)
 
 
 def _run_agent(data: bytes, python: Sequence[str], own: list[str], name: str, said: dict[str, Any]) -> None:

@@ -31,9 +31,11 @@ from worker_agent.pieces import Received, read_pieces
 from worker_agent.places import Ledger
 from worker_agent.programs import Programs
 from worker_agent.recorder import Recorder
+from worker_agent.scratch import Scratch
 from worker_agent.session import NOTHING, AgentSession, Incoming
 from worker_agent.strays import Strays
 from worker_agent.stream_files import StreamFiles
+from worker_agent.supervisor import scratch_place
 from worker_agent.templates import Templates
 from worker_agent.wire import Wire
 
@@ -59,7 +61,8 @@ class Agent:
         """
         self.loop = Loop()
         self.templates = Templates(self.loop, early)
-        self.programs = Programs(self.loop, self._on_program_end, self.path_of)
+        self.scratch = Scratch(self.loop, scratch_place(own or connection.stores, process))
+        self.programs = Programs(self.loop, self._on_program_end, self.path_of, self.scratch)
         self.strays = Strays(self.programs, self._owns)
         self._connection = connection
         self._stores = own or connection.stores
@@ -191,6 +194,7 @@ class Agent:
             lane.close()
         self.templates.close()
         self._end_processes()
+        self.scratch.forget_all(FENCE_PATIENCE)
         if self._memory is not None:
             self._memory.close()
         self._streams.close()
@@ -260,6 +264,7 @@ class Agent:
         self.templates.close()
         self.programs.forget_all()
         self._end_processes()
+        self.scratch.forget_all(FENCE_PATIENCE)
         if self._memory is not None:
             self._memory.release_all()
         self._lanes.clear()

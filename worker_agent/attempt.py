@@ -7,7 +7,7 @@ import time
 from enum import Enum
 from typing import Protocol
 
-from worker_agent import protocol
+from worker_agent import protocol, task_files
 from worker_agent.loop import Timer
 from worker_agent.output import HeadTail
 from worker_agent.pools import Place
@@ -44,7 +44,7 @@ class Attempt:
 
     __slots__ = (
         "_announced", "_reporter", "deadline", "end", "ended", "grace", "order", "outputs", "pending_kill", "pid",
-        "place", "recorder", "settings", "started", "state",
+        "place", "recorder", "scratch", "settings", "started", "state",
     )  # fmt: skip
 
     def __init__(self, order: protocol.Run, reporter: Reporter) -> None:
@@ -52,6 +52,10 @@ class Attempt:
         self._reporter = reporter
         self._announced = False
         self.settings = order.settings or protocol.DEFAULT_SETTINGS
+        if self.settings.files is not None and self.settings.files.numbered:
+            self.settings = task_files.fill_instance(self.settings, order.attempt)
+        #: its private directory; "": it has none
+        self.scratch = ""
         self.state = State.QUEUED
         #: where it runs, unless that is its interpreter's place
         self.place: Place | None = None
@@ -122,8 +126,10 @@ class Attempt:
         self.stop_timers()
         memory = self._reporter.release_memory(self, returncode == -signal.SIGKILL and self.end is None)
         if memory is not None and self.end is None and end not in (protocol.VALUE, protocol.ERROR):
-            end = protocol.OUT_OF_MEMORY
+            end, body = protocol.OUT_OF_MEMORY, b""
         end = self.end or end
+        if self.settings.files is not None and self.settings.files.removed:
+            self._remove_finished(end, returncode)
         if self.recorder is not None and self.started:
             self.recorder.end(end, returncode, self.ended)
             end, body = self.recorder.outcome(end, body)
@@ -133,6 +139,15 @@ class Attempt:
         )  # fmt: skip
         self._reporter.report(finished)
         self._reporter.forget(self)
+
+    def _remove_finished(self, end: str, returncode: int | None) -> None:
+        """Files of its streams are not needed if it has ended well."""
+        if self.end is None and (end == protocol.VALUE or (end == protocol.COMPLETED and returncode == 0)):
+            try:
+                task_files.remove_finished(self.settings)
+            except OSError as error:
+                text = f"task {self.order.task} has ended well, and a file of its output cannot be removed: {error}"
+                self._reporter.report(protocol.Warn(text))
 
     def stop_timers(self) -> None:
         """Nothing more is due for it."""

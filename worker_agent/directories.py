@@ -6,6 +6,7 @@ temporary files. ``mkdtemp`` makes them 0700, whatever the umask. Standard libra
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import stat
@@ -54,7 +55,24 @@ def empty(directories: list[str]) -> None:
 def remove(directories: list[str]) -> None:
     """Remove them with all that is in them."""
     for directory in directories:
-        shutil.rmtree(directory, ignore_errors=True)
+        remove_tree(directory)
+
+
+def remove_tree(path: str) -> None:
+    """Remove a directory with all that is in it, directories too that a task has made read-only, as far as it can be.
+
+    No link is followed.
+    """
+    shutil.rmtree(path, ignore_errors=True)
+    if not os.path.isdir(path) or os.path.islink(path):
+        return
+    with contextlib.suppress(OSError):
+        os.chmod(path, 0o700)
+        for folder, folders, _ in os.walk(path):
+            for each in (os.path.join(folder, name) for name in folders):
+                if not os.path.islink(each):
+                    os.chmod(each, 0o700)
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _remove_stale(place: str) -> None:
@@ -62,7 +80,7 @@ def _remove_stale(place: str) -> None:
     for name in os.listdir(place):
         path = os.path.join(place, name)
         if name.startswith(_PREFIX) and _is_stale(path):
-            shutil.rmtree(path, ignore_errors=True)
+            remove_tree(path)
 
 
 def _is_stale(directory: str) -> bool:

@@ -11,14 +11,15 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
-from worker_agent import bodies, channel, processes, protocol, runner, store
+from worker_agent import bodies, channel, processes, protocol, runner, store, task_files
 from worker_agent.amounts import MIB
 from worker_agent.attempt import Attempt, State
 from worker_agent.interpreters import Interpreters, end_by_force
 from worker_agent.loop import Loop
 from worker_agent.places import Ledger, Places
 from worker_agent.pools import UNIT, Place
-from worker_agent.programs import NotExecutable, Programs, Surroundings, task_identity
+from worker_agent.programs import NotExecutable, Programs, Surroundings, task_marks
+from worker_agent.scratch import Scratch
 from worker_agent.strays import TASKS_PATIENCE, Strays
 from worker_agent.task_variables import cpus_of, lane_variables, node_variables
 from worker_agent.templates import Templates
@@ -33,6 +34,7 @@ class Host(Protocol):
     loop: Loop
     ledger: Ledger
     programs: Programs
+    scratch: Scratch
     strays: Strays
     templates: Templates
 
@@ -151,6 +153,8 @@ class Lane:
             pool.provide()
 
     def _offer(self, attempt: Attempt, pool: Interpreters) -> bool:
+        if attempt.settings.files is not None and not self._prepare_files(attempt):
+            return True
         if not pool.fresh:
             return pool.mailbox.offer(attempt, self._task(attempt, {}, []))
         place = self.places.take()
@@ -162,15 +166,25 @@ class Lane:
         attempt.place = place
         return True
 
+    def _prepare_files(self, attempt: Attempt) -> bool:
+        """Whether it can start; if not, it has ended."""
+        try:
+            self._host.scratch.prepare(attempt)
+        except OSError as error:
+            attempt.finish(protocol.ERROR, body=bodies.dump_error(error, []))
+            return False
+        return True
+
     def _task(self, attempt: Attempt, variables: dict[str, str], cpus: list[int]) -> channel.Task:
         call, settings = attempt.order.body, attempt.settings
         assert isinstance(call, protocol.Call)
         function = self._host.payload(call.function)
         buffers = [(self._host.path_of(stored), stored.size) for stored in call.buffers]
+        env = {**task_files.variables(attempt.scratch), **settings.env} if attempt.scratch else settings.env
         return channel.Task(
             attempt.order.task, attempt.order.attempt, call.function, self._plain(function), self._plain(call.args),
             buffers,
-            call.chunk, settings.cwd, settings.env, settings.stdout, settings.stderr, variables, cpus, settings.pin,
+            call.chunk, settings.cwd, env, settings.stdout, settings.stderr, variables, cpus, settings.pin,
             [self._here(body) for body in call.inputs],
         )  # fmt: skip
 
@@ -188,6 +202,7 @@ class Lane:
         """Whether to go on with the next one."""
         variables, cpus = self.place_variables(place), cpus_of(place.shares)
         try:
+            self._host.scratch.prepare(attempt)
             where = Surroundings(self._encoded, self.environment.cwd, variables, cpus)
             self._host.programs.start(attempt, where, time.time())
         except OSError as error:
@@ -195,6 +210,7 @@ class Lane:
             if error.errno in (errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM) and self.places.busy:
                 self.queue.appendleft(attempt)  # the node is short of something: again when a task has ended
                 return False
+            self._host.scratch.clear(attempt)
             obstacle = b"" if isinstance(error, NotExecutable) else _obstacle(error)
             attempt.finish(protocol.NOT_STARTED, body=obstacle, returncode=error.errno)
         else:
@@ -207,8 +223,8 @@ class Lane:
     def on_started(self, attempt: Attempt) -> None:
         """The clock of its time limit runs, and its memory is looked after."""
         if self._memory and attempt.settings.enforce_memory:
-            marks = [f"{name}={value}" for name, value in task_identity(attempt.order).items()]
-            self._host.guard_memory(attempt, self._memory, marks if self._pool is None else [])
+            marks = task_marks(attempt.order) if self._pool is None else []
+            self._host.guard_memory(attempt, self._memory, marks)
         limit = attempt.settings.time_limit
         if limit is not None:
             attempt.deadline = self._host.loop.call_in(
@@ -232,6 +248,8 @@ class Lane:
         place, attempt.place = attempt.place, None
         if place is not None:
             self.places.release(place)
+        if attempt.scratch:
+            self._host.scratch.clear(attempt)
 
     def take_place(self) -> Place | None:
         """For an interpreter that is kept."""
@@ -308,6 +326,9 @@ class Lane:
         """Signal the task's process group; after ``grace`` seconds kill it and all that it started."""
         if attempt.state is State.ENDED:
             return
+        if self._host.scratch.collects(attempt):
+            self._end_collecting(attempt, reason)
+            return
         if attempt.end is not None:
             self._end_harder(attempt, number, grace)
             return
@@ -315,6 +336,18 @@ class Lane:
             self._pool.mailbox.look()  # a reused interpreter may be at another task by now
         if attempt.end is None:
             self._end_now(attempt, reason, number, grace)
+
+    def _end_collecting(self, attempt: Attempt, reason: str) -> None:
+        """Nothing of it runs any more; what moves its outputs ends as soon as the disk lets it."""
+        attempt.end = attempt.end or reason
+        self._host.scratch.abandon(attempt)
+        if attempt.grace is None:
+            attempt.grace = self._host.loop.call_in(UNKILLABLE, partial(self._give_up_outputs, attempt))
+
+    def _give_up_outputs(self, attempt: Attempt) -> None:
+        text = f"the outputs of task {attempt.task} were given up, but the disk does not answer; its place is not free"
+        self._host.report(protocol.Warn(text))
+        attempt.finish(attempt.end or protocol.KILLED)
 
     def _end_now(self, attempt: Attempt, reason: str, number: int, grace: float) -> None:
         if attempt.state is State.ENDED:

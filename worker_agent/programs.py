@@ -6,16 +6,20 @@ import errno
 import os
 import signal
 import stat
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
-from worker_agent import protocol
+import msgspec
+
+from worker_agent import protocol, task_files
 from worker_agent.attempt import Attempt, State
 from worker_agent.loop import Loop
 from worker_agent.pinning import pin_variables, pinned
 from worker_agent.pipes import Pipe
 from worker_agent.runner import open_output
+from worker_agent.scratch import Scratch
 
 FileAction = tuple[int, int, str, int, int] | tuple[int, int, int] | tuple[int, int]
 
@@ -40,9 +44,10 @@ class Programs:
     """The programs that run under this agent."""
 
     def __init__(
-        self, loop: Loop, on_end: Callable[[Attempt], None], path_of: Callable[[protocol.Stored], str]
+        self, loop: Loop, on_end: Callable[[Attempt], None], path_of: Callable[[protocol.Stored], str], scratch: Scratch
     ) -> None:
         """``path_of`` gives the file of a payload on this node."""
+        self._scratch = scratch
         self._loop = loop
         self._path_of = path_of
         self._on_end = on_end
@@ -61,8 +66,8 @@ class Programs:
         command = attempt.order.body
         assert isinstance(command, protocol.Command)
         env = task_environment(where, attempt)
-        cwd = attempt.settings.cwd or where.cwd
-        enter_directory(cwd, create=attempt.settings.cwd is not None)
+        own = _own_directory(attempt)
+        enter_directory(own or where.cwd, create=own is not None)
         executable, argv = _with_named_pipes(command, attempt.settings, find_executable(command.argv[0], env))
         with _Descriptors() as descriptors:
             pipes = _captured(attempt.settings, descriptors)
@@ -79,7 +84,22 @@ class Programs:
         attempt, pipes = self._running.pop(pid)
         for pipe in pipes:
             pipe.finish()
-        attempt.finish(protocol.COMPLETED, returncode=returncode, usage=usage)
+        files = attempt.settings.files
+        if files is not None and files.outputs and returncode == 0 and attempt.end is None:
+            attempt.ended = time.time()
+            self._scratch.collect(attempt, partial(self._on_collected, attempt, usage))
+            return
+        said = task_files.read_said(attempt.scratch) if attempt.scratch and returncode and not attempt.end else b""
+        attempt.finish(protocol.COMPLETED, body=said, returncode=returncode, usage=usage)
+        self._on_end(attempt)
+
+    def _on_collected(
+        self, attempt: Attempt, usage: protocol.Usage, failure: protocol.Uncollected | None
+    ) -> None:
+        """Its outputs are in their places, or are not to be had."""
+        end = protocol.COMPLETED if failure is None else protocol.NO_OUTPUT
+        body = b"" if failure is None or attempt.end else msgspec.json.encode(failure)
+        attempt.finish(end, body=body, returncode=0, usage=usage)
         self._on_end(attempt)
 
     def forget_all(self) -> None:
@@ -192,6 +212,8 @@ def task_environment(where: Surroundings, attempt: Attempt) -> dict[bytes, bytes
     """The variables of a task: its surroundings', which task it is, and what the options change."""
     pin = pin_variables(attempt.settings.pin, where.cpus)
     own = {**task_identity(attempt.order), **where.place, **pin}
+    if attempt.scratch:
+        own |= task_files.variables(attempt.scratch)
     env = {**where.variables, **{name.encode(): os.fsencode(text) for name, text in own.items()}}
     for name, value in attempt.settings.env.items():
         if value is None:
@@ -202,11 +224,22 @@ def task_environment(where: Surroundings, attempt: Attempt) -> dict[bytes, bytes
 
 
 def task_identity(order: protocol.Run) -> dict[str, str]:
-    """How a task can tell which one it is, and we which task a stray process belongs to."""
+    """How a task can tell which one it is. Where it is one of a job, that has another number for HQ_TASK_ID."""
     return {
         "HPC_TASK_ID": str(order.task), "HPC_ATTEMPT": str(order.attempt),
         "HQ_TASK_ID": str(order.task), "HQ_INSTANCE_ID": str(order.attempt - 1),
     }  # fmt: skip
+
+
+def task_marks(order: protocol.Run) -> list[str]:
+    """By what we know which task a stray process belongs to: what no option of ours changes."""
+    return [f"HPC_TASK_ID={order.task}", f"HPC_ATTEMPT={order.attempt}"]
+
+
+def _own_directory(attempt: Attempt) -> str | None:
+    """Where the program runs, if its options say so: with inputs or outputs in its scratch directory."""
+    files = attempt.settings.files
+    return attempt.scratch if files is not None and (files.inputs or files.outputs) else attempt.settings.cwd
 
 
 def _memory_file(data: bytes) -> int:

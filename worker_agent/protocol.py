@@ -93,6 +93,22 @@ class StreamTo(msgspec.Struct, array_like=True, frozen=True):
     stderr: bool = True
 
 
+class Files(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
+    """What an agent does with files before and after a task.
+
+    With ``task_dir``, ``inputs`` or ``outputs`` the attempt has a private directory; with one of the latter the program
+    runs there. Both are names in it, and for each the path that it is linked to before, or moved to after a good end.
+    Of the streams (1, 2) in ``removed`` the files go after a good end. ``numbered``: paths of the task have
+    ``%{INSTANCE_ID}`` in them, for the number of the attempt.
+    """
+
+    task_dir: bool = False
+    inputs: dict[str, str] = {}
+    outputs: dict[str, str] = {}
+    removed: list[int] = []
+    numbered: bool = False
+
+
 class Settings(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     """What distinguishes a task from the others of its lane.
 
@@ -112,6 +128,7 @@ class Settings(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     pin: str = ""
     enforce_memory: bool = True
     stream: StreamTo | None = None
+    files: Files | None = None
 
 
 DEFAULT_SETTINGS: Final = Settings()
@@ -366,6 +383,8 @@ class Usage(msgspec.Struct, array_like=True, frozen=True):
 VALUE, ERROR, COMPLETED, EXITED = "value", "error", "completed", "exited"
 TIMED_OUT, KILLED, NOT_STARTED, LOST, RETURNED = "time", "kill", "start", "lost", "returned"
 OUT_OF_MEMORY = "memory"
+#: a program ended well, and its outputs are not in their places
+NO_OUTPUT = "output"
 
 
 class Memory(msgspec.Struct, array_like=True, frozen=True):
@@ -377,12 +396,22 @@ class Memory(msgspec.Struct, array_like=True, frozen=True):
     by: str
 
 
+class Uncollected(msgspec.Struct, frozen=True):
+    """Which outputs were ``missing`` in a program's directory and what was ``found`` there; or, as a sentence that
+    begins after "but", why they could not be put in their places."""
+
+    missing: list[str] = []
+    found: list[str] = []
+    text: str = ""
+
+
 class Finished(msgspec.Struct, array_like=True, tag="finished"):
     """How an attempt ended.
 
     ``returncode`` is negative for a signal and None where there is none. ``body`` is the outcome of a call in the form
     that :mod:`worker_agent.runner` writes; for LOST the reason; for NOT_STARTED what stood in the way, if not the
-    program itself, with the errno as ``returncode``. RETURNED: the agent leaves; if ``started`` is 0, it had not begun.
+    program itself, with the errno as ``returncode``; for NO_OUTPUT an :class:`Uncollected` as JSON; for COMPLETED what
+    the program said of its failure, if it did. RETURNED: the agent leaves; if ``started`` is 0, it had not begun.
     """
 
     task: int

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from worker_agent import processes
 from worker_agent.attempt import State
-from worker_agent.programs import Programs, task_identity
+from worker_agent.programs import Programs, task_marks
 
 #: Seconds that processes which were killed may take to end, before the next attempt of their task may start.
 PATIENCE = 0.2
@@ -44,7 +44,6 @@ class Strays:
             return False
         variables = processes.variables_of(pid)
         for attempt in self._programs.running_attempts():
-            marks = [f"{name}={value}".encode() for name, value in task_identity(attempt.order).items()]
-            if all(mark in variables for mark in marks):
+            if all(mark.encode() in variables for mark in task_marks(attempt.order)):
                 return attempt.state is not State.ENDED
         return False

@@ -20,10 +20,9 @@ import contextlib
 import json
 import os
 import select
-import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from worker_agent import processes
@@ -39,29 +38,33 @@ _SHORT = 2.0
 _PASSED_ON = (signal.SIGINT, signal.SIGHUP)
 
 
-def supervise(data: bytes, agent: Callable[[list[str]], None]) -> NoReturn:
+def supervise(data: bytes, agent: Callable[[list[str]], None], name: str) -> NoReturn:
     """Fork, run ``agent`` in the child, and stay until it has ended and nothing of it is left.
 
     ``data`` is the agent's connection data: the session's directories are removed when the client is gone too.
     ``agent`` is called with directories of its own if it is one that does not see those of the session, else with none.
+    ``name`` is ours, by which the scratch directories of its tasks are found.
     """
     connection = read_fields(data)
     invited = connection.get("client_pid") == 0
     own = _make_own_directories(connection) if invited else []
+    stores = own or connection.get("stores", ())
     processes.become_subreaper()
     charge = _Charge(lambda: agent(own))
     client = None if invited else _open_client(connection)
     status = _see_to_its_end(charge, client, invited)
+    _remove_scratch(stores, name)
     while invited and charge.may_start_again(status):
         _empty(own)
         charge.start()
         status = _see_to_its_end(charge, client, invited)
+        _remove_scratch(stores, name)
     for directory in own:
-        shutil.rmtree(directory, ignore_errors=True)
+        _remove(directory)
     if not invited and (client is None or _has_ended(client, _TOGETHER_MS if os.WIFSIGNALED(status) else 0)):
         for directory in (connection.get("directory"), *connection.get("stores", ())):
             if directory is not None:
-                shutil.rmtree(directory, ignore_errors=True)
+                _remove(directory)
     os._exit(_exit_code(status))
 
 
@@ -134,6 +137,22 @@ def _empty(own: list[str]) -> None:
     from worker_agent import directories
 
     directories.empty(own)
+
+
+def scratch_place(stores: Sequence[str], name: str) -> str:
+    """Where the scratch directories are of the tasks of this supervisor's agents: on a disk, as the last store is."""
+    return os.path.join(stores[-1], f"scratch-{name}")
+
+
+def _remove_scratch(stores: Sequence[str], name: str) -> None:
+    if stores and os.path.isdir(scratch_place(stores, name)):
+        _remove(scratch_place(stores, name))
+
+
+def _remove(directory: str) -> None:
+    from worker_agent import directories
+
+    directories.remove_tree(directory)
 
 
 def _become_agent(agent: Callable[[], None]) -> NoReturn:

@@ -14,7 +14,7 @@ UNLIMITED: Final = 2**63 - 1
 #: Ends that say that the task itself failed, and as which class of failures each counts.
 _FAILED = {
     protocol.ERROR: "exit", protocol.EXITED: "exit", protocol.TIMED_OUT: "timeout", protocol.OUT_OF_MEMORY: "oom",
-    protocol.NOT_STARTED: "start",
+    protocol.NOT_STARTED: "start", protocol.NO_OUTPUT: "exit",
 }  # fmt: skip
 
 

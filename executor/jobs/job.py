@@ -20,6 +20,7 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Any, TypeAlias, TypeVar
 
 from executor.errors import JobError
+from executor.files import only_for_programs
 from executor.jobs.ids import LARGEST_ID, parse_ids
 from executor.options import TaskOptions, make_options
 from executor.program import Program
@@ -175,6 +176,7 @@ class Job:
         The other parameters are those of :meth:`program`.
         """
         call = Call(_read_function(fn), tuple(args), dict(kwargs or {}))
+        _refuse_places(fn, options)
         found = dict.fromkeys([*_read_deps(deps), *tasks_in([call.args, call.kwargs])])
         return self._add(Task(self._new_id(id), name, call, tuple(found), _read(options)))
 
@@ -197,6 +199,8 @@ class Job:
         """
         body = Call(what) if callable(what) and not isinstance(what, Program) else _read_program(what, stdin)
         listed = None if entries is None else _read_entries(entries, isinstance(body, Program))
+        if isinstance(body, Call):
+            _refuse_places(body.fn, options)
         numbers = self._read_ids(ids, listed)
         return self._add(
             Array(numbers[0], name, body, _read_deps(deps), _read(options), numbers, listed,
@@ -301,6 +305,11 @@ def _read_function(fn: object) -> Callable[..., Any]:
     if not callable(fn) or isinstance(fn, Program):
         raise TypeError(f"fn={shown(fn)}: expected a function; programs are written by program()")
     return fn
+
+
+def _refuse_places(fn: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    if options.get("inputs") or options.get("outputs"):
+        raise only_for_programs(shown(fn))
 
 
 def _read_deps(deps: Iterable[Dependency]) -> tuple[Dependency, ...]:

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from executor.asynchronous import as_completed_async
 from executor.errors import DependencyFailed, JobError
+from executor.files import OutputFile
 from executor.future import TaskFuture
 from executor.jobs.job import Array, Call, Job, Task
 from executor.jobs.placeholders import fill
@@ -159,16 +160,22 @@ class SubmittedJob:
             "env": {**self.job.env, **self._variables(number, entry), **(written.get("env") or {})},
         }  # fmt: skip
 
-    def _paths(self, task: Task, number: int) -> dict[str, str]:
-        """Its directory, and the files of its output if it has any."""
+    def _paths(self, task: Task, number: int) -> dict[str, Any]:
+        """Its directory, the files of its output if it has any, and those that a program gets and gives."""
         values = {"JOB_ID": str(self.id), "TASK_ID": str(number), "SUBMIT_DIR": self.submit_dir}
         parts = [self._base, self.job.cwd or "", os.fspath(task.options.get("cwd") or "")]
-        paths = {"cwd": os.path.join(*(fill(part, values) for part in parts)).rstrip("/") or "/"}
+        paths: dict[str, Any] = {"cwd": os.path.join(*(fill(part, values) for part in parts)).rstrip("/") or "/"}
         values["CWD"] = paths["cwd"]
         for stream in ("stdout", "stderr"):
             destination = task.options.get(stream)
-            if isinstance(destination, str | os.PathLike):
-                paths[stream] = os.path.join(paths["cwd"], fill(os.fspath(destination), values))
+            if isinstance(destination, OutputFile):
+                paths[stream] = destination.at(self._below(destination.path, values))
+            elif isinstance(destination, str | os.PathLike):
+                paths[stream] = self._below(destination, values)
+        for places in ("inputs", "outputs"):
+            if places in task.options:
+                listed = task.options[places].items()
+                paths[places] = {name: self._below(path, values) for name, path in listed}
         return paths
 
     def _stream(self, view: Tasks, task: Task, number: int) -> dict[str, StreamTo | None]:
@@ -180,6 +187,10 @@ class SubmittedJob:
         values = {"JOB_ID": str(self.id), "SUBMIT_DIR": self.submit_dir}
         path = os.path.join(self._base, fill(os.fspath(directory), values))
         return {"stream": StreamTo(path, self.id, number, _name(task, number))}
+
+    def _below(self, path: str | os.PathLike[str], values: Mapping[str, str]) -> str:
+        """A path of a task, relative to its directory, with its placeholders filled in."""
+        return os.path.join(values["CWD"], fill(os.fspath(path), values))
 
     def _variables(self, number: int, entry: Mapping[str, Any]) -> dict[str, str]:
         """HyperQueue's names, and ours. HPC_TASK_ID is the executor's number of the task, and not the job's."""
@@ -293,10 +304,14 @@ class SubmittedJob:
         return {number: self._tell(number) for number in failed}
 
     def _tell(self, number: int) -> FailedTask:
-        error = self._by_id[number].exception()
+        future = self._by_id[number]
+        error = future.exception()
         assert error is not None
         paths = self._paths(self.job.task(number), number)
-        return FailedTask(error, paths["cwd"], paths.get("stdout"), paths.get("stderr"))
+        instance = {"INSTANCE_ID": str(future.attempt - 1)}
+        streams = (paths.get("stdout"), paths.get("stderr"))
+        stdout, stderr = (None if each is None else fill(os.fspath(each), instance) for each in streams)
+        return FailedTask(error, fill(paths["cwd"], instance), stdout, stderr)
 
 
 class Futures(Mapping[int | str, Any]):
