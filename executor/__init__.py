@@ -9,6 +9,7 @@ from executor.errors import (
     ExecutorTerminated,
     InitializerFailed,
     JobError,
+    JobFileError,
     ListenError,
     NetworkUnsafe,
     OptionTypeError,
@@ -41,10 +42,10 @@ from executor.resources import Resources
 
 __all__ = [
     "CAPTURE", "DEVNULL", "FORWARD", "AgentFailed", "Counts", "DependencyFailed", "EnvironmentFailed", "Event",
-    "ExecutorTerminated", "HPCExecutor", "InitializerFailed", "Job", "JobError", "ListenError", "NetworkUnsafe",
-    "OptionTypeError", "OptionValueError", "OutputFile", "OutputMissing", "Pipeline", "Program", "ProgramFailed",
-    "ProgramNotStarted", "ProgressBar", "RemoteError", "Resources", "SerializationError", "StreamDirectory",
-    "StreamError", "SubmittedJob", "TaskDied", "TaskFuture", "TaskKilled", "TaskLost", "TaskOutOfMemory",
-    "TaskTimeout", "UnsatisfiableRequest", "Usage", "as_completed_async", "track",
+    "ExecutorTerminated", "HPCExecutor", "InitializerFailed", "Job", "JobError", "JobFileError", "ListenError",
+    "NetworkUnsafe", "OptionTypeError", "OptionValueError", "OutputFile", "OutputMissing", "Pipeline", "Program",
+    "ProgramFailed", "ProgramNotStarted", "ProgressBar", "RemoteError", "Resources", "SerializationError",
+    "StreamDirectory", "StreamError", "SubmittedJob", "TaskDied", "TaskFuture", "TaskKilled", "TaskLost",
+    "TaskOutOfMemory", "TaskTimeout", "UnsatisfiableRequest", "Usage", "as_completed_async", "track",
 ]  # fmt: skip
 __version__ = "0.1.0"

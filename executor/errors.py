@@ -294,7 +294,28 @@ class OptionValueError(_Rebuilt, ValueError):
 
 
 class JobError(_Rebuilt, ValueError):
-    """A job that makes no sense: two tasks of one name, a dependency on nothing, a cycle."""
+    """A job that makes no sense: two tasks of one name, a dependency on nothing, a cycle.
+
+    ``tasks`` are the numbers of the tasks that it is about, as far as they are known.
+    """
+
+    tasks: tuple[int, ...] = ()
+
+    def __init__(self, message: str = "", **attributes: Any) -> None:
+        super().__init__(message)
+        self.__dict__.update(attributes)
+
+
+class JobFileError(JobError):
+    """A job definition file that makes no sense.
+
+    ``file`` is its path, ``line`` the number of the line, from 1, and ``key`` says what is wrong there, such as
+    "task.time_limit" ("" if the text is no TOML).
+    """
+
+    file: str = ""
+    line: int = 0
+    key: str = ""
 
 
 class StreamError(_Rebuilt, ValueError):

@@ -15,83 +15,23 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
-from typing import Any, TypeAlias, TypeVar
+from pathlib import Path
+from typing import Any, Self, TypeVar
 
 from executor.errors import JobError
 from executor.files import only_for_programs
 from executor.jobs.ids import LARGEST_ID, parse_ids
+from executor.jobs.jobfile import parse_job
+from executor.jobs.jobfile_writer import render_job
+from executor.jobs.task import Array, Call, Dependency, Task, tasks_in
 from executor.options import TaskOptions, make_options
 from executor.program import Program
 from executor.refusals import did_you_mean, shown
 
-#: What a task may depend on: another one, or its name or number.
-Dependency: TypeAlias = "Task | str | int"
-AnyTask = TypeVar("AnyTask", bound="Task")
+__all__ = ["Array", "Call", "Dependency", "Job", "Task", "tasks_in"]
 
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """A Python function and its arguments. Tasks among these stand for their results, also in lists, tuples, dicts."""
-
-    fn: Callable[..., Any]
-    args: tuple[Any, ...] = ()
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Task:
-    """One task of a job, or all tasks of an array."""
-
-    #: the first of its ids
-    id: int
-    name: str | None
-    body: Program | Call
-    #: what has to end well before it starts
-    deps: tuple[Dependency, ...]
-    #: as they were written, see :meth:`HPCExecutor.options`
-    options: Mapping[str, Any]
-
-    @property
-    def ids(self) -> Sequence[int]:
-        """The numbers of its tasks: one, unless it is an array."""
-        return (self.id,)
-
-    @property
-    def title(self) -> str:
-        """How errors and pictures call it."""
-        return self.name or f"task {self.id}"
-
-    def content(self) -> tuple[Any, ...]:
-        """What it is: two tasks with the same content are the same in different jobs."""
-        deps = tuple(each.id if isinstance(each, Task) else each for each in self.deps)
-        return self.id, self.name, self.body, deps, self.options
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Array(Task):
-    """Tasks that differ in their number and their entry only."""
-
-    numbers: Sequence[int] = ()
-    #: what each has in HPC_ENTRY, or as its argument; None: there are none
-    entries: Sequence[Any] | None = None
-    #: so many run at a time, at most; None: as many as there is room for
-    max_concurrent: int | None = None
-
-    @property
-    def ids(self) -> Sequence[int]:
-        """The numbers of its tasks."""
-        return self.numbers
-
-    @property
-    def title(self) -> str:
-        """How errors and pictures call it."""
-        return self.name or f"array {self.id}"
-
-    def content(self) -> tuple[Any, ...]:
-        """What it is."""
-        return (*Task.content(self), list(self.numbers), self.entries, self.max_concurrent)
+AnyTask = TypeVar("AnyTask", bound=Task)
 
 
 class Job:
@@ -147,6 +87,27 @@ class Job:
     def task(self, id: int) -> Task:
         """The task, or the array, that has this number. Raises KeyError."""
         return self._by_id[id]
+
+    # --- files --------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> Self:
+        """The job that a job definition file describes: TOML, as HyperQueue has it.
+
+        Relative paths in it are relative to the directory of who submits, wherever the file is.
+
+        :raises JobFileError: what makes no sense in it, with file, line and key.
+        :raises OSError: it cannot be read.
+        """
+        return parse_job(Path(path).read_bytes(), os.fsdecode(path), new=cls)
+
+    def to_file(self, path: str | os.PathLike[str]) -> None:
+        """Write a job definition file, from which :meth:`from_file` makes an equal job.
+
+        :raises JobError: what no such file can say: functions, tasks beside an array, futures in ``after``.
+        :raises OSError: it cannot be written.
+        """
+        Path(path).write_text(render_job(self), encoding="utf-8")
 
     # --- writing ------------------------------------------------------------------------------------------------------
 
@@ -256,8 +217,7 @@ class Job:
         try:
             return list(TopologicalSorter({task: self.needs(task) for task in self._tasks}).static_order())
         except CycleError as error:
-            cycle = " -> ".join(each.title for each in reversed(error.args[1]))
-            raise JobError(f"tasks depend on each other: {cycle}; remove one of these dependencies") from None
+            raise _cyclic(error.args[1][::-1]) from None
 
     def needs(self, task: Task) -> list[Task]:
         """The tasks and arrays on which it depends, each once. Raises JobError if one is not there."""
@@ -272,20 +232,17 @@ class Job:
         known: Mapping[Any, Task] = self._by_id if isinstance(wanted, int) else self._by_name
         if wanted not in known:
             hint = did_you_mean(wanted, self._by_name) if isinstance(wanted, str) else ""
-            raise JobError(f"{of.title} depends on {wanted!r}, and the job has no such task{hint}")
+            raise JobError(f"{of.title} depends on {wanted!r}, and the job has no such task{hint}", tasks=(of.id,))
         return known[wanted]
 
 
 # ---- reading what is written
 
 
-def tasks_in(value: Any) -> list[Task]:
-    """The tasks in an argument, and in the lists, tuples and dicts that it is made of."""
-    if isinstance(value, Task):
-        return [value]
-    if type(value) in (list, tuple):
-        return [found for each in value for found in tasks_in(each)]
-    return tasks_in(list(value.values())) if type(value) is dict else []
+def _cyclic(cycle: Sequence[Task]) -> JobError:
+    titles = " -> ".join(each.title for each in cycle)
+    numbers = tuple(each.id for each in cycle)
+    return JobError(f"tasks depend on each other: {titles}; remove one of these dependencies", tasks=numbers)
 
 
 def _read(options: Mapping[str, Any]) -> Mapping[str, Any]:
