@@ -104,6 +104,7 @@ def test_imports_go_down_only() -> None:
 
 
 LAYERS = [
+    ["executor.__main__", *modules("executor.cli")],
     ["executor"],
     ["executor.executor"],
     ["executor.hub", "executor.inbox", "executor.orders", "executor.unsettled"],
@@ -123,7 +124,7 @@ def test_nothing_below_a_layer_imports_it(level: int) -> None:
 @pytest.mark.parametrize(
     ("name", "importers"),
     [
-        ("executor", set()),
+        ("executor", {f"executor.cli.{name}" for name in ("__main__", "findings", "run", "running")}),
         ("executor.executor", {"executor"}),
         ("executor.hub", {"executor.executor"}),
         ("executor.inbox", {"executor.awaited", "executor.hub"}),
@@ -154,7 +155,11 @@ def test_the_client_uses_of_the_agent_what_both_sides_share() -> None:
 
 def test_the_distributions_that_are_imported_are_those_that_are_declared() -> None:
     used = {each for name in SOURCES for each in foreign(name)} - STANDARD
-    assert used <= {"cloudpickle", "msgspec", "psutil", "rich", "zmq"}
+    assert used <= {"cloudpickle", "msgspec", "psutil", "rich", "typer", "zmq"}
+
+
+def test_only_the_command_line_needs_typer() -> None:
+    assert {name for name in SOURCES if "typer" in foreign(name)} <= set(modules("executor.cli"))
 
 
 # ---- who pickles

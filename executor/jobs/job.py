@@ -13,6 +13,7 @@ nobody has, a cycle) by :meth:`Job.check`, before anything starts.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from graphlib import CycleError, TopologicalSorter
@@ -21,6 +22,7 @@ from typing import Any, Self, TypeVar
 
 from executor.errors import JobError
 from executor.files import only_for_programs
+from executor.jobs.dot import Node, draw, render_dot
 from executor.jobs.ids import LARGEST_ID, parse_ids
 from executor.jobs.jobfile import parse_job
 from executor.jobs.jobfile_writer import render_job
@@ -223,6 +225,23 @@ class Job:
         """The tasks and arrays on which it depends, each once. Raises JobError if one is not there."""
         return list(dict.fromkeys(self._find(each, task) for each in task.deps))
 
+    # --- pictures -----------------------------------------------------------------------------------------------------
+
+    def to_dot(self) -> str:
+        """Its graph as text for Graphviz. Raises JobError if a dependency is not there."""
+        return render_dot(self.name or "job", map(self.node, self._tasks))
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Write a picture of its graph; see :func:`executor.jobs.dot.draw` for the formats and what is raised."""
+        draw(self.to_dot(), path)
+
+    def node(self, task: Task) -> Node:
+        """What stands for a task, or an array, in pictures."""
+        lines = [task.title, render_body(task.body)]
+        if isinstance(task, Array):
+            lines.append(f"{len(task.ids):,} tasks")
+        return Node(task.id, tuple(lines), isinstance(task, Array), None, tuple(each.id for each in self.needs(task)))
+
     def _find(self, wanted: Dependency, of: Task) -> Task:
         if isinstance(wanted, Task):
             found = self._by_id.get(wanted.id)
@@ -234,6 +253,17 @@ class Job:
             hint = did_you_mean(wanted, self._by_name) if isinstance(wanted, str) else ""
             raise JobError(f"{of.title} depends on {wanted!r}, and the job has no such task{hint}", tasks=(of.id,))
         return known[wanted]
+
+
+def render_body(body: Program | Call, width: int = 40) -> str:
+    """What a task runs, as a person would write it, cut to ``width`` letters."""
+    text = shlex.join(body.argv) if isinstance(body, Program) else f"{callable_name(body.fn)}()"
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def callable_name(fn: Callable[..., Any]) -> str:
+    """How displays call a function."""
+    return getattr(fn, "__qualname__", None) or type(fn).__qualname__
 
 
 # ---- reading what is written

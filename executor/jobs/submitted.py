@@ -12,15 +12,16 @@ import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
 from executor.asynchronous import as_completed_async
-from executor.errors import DependencyFailed, JobError
+from executor.errors import DependencyFailed, ExecutorTerminated, JobError
 from executor.files import OutputFile
 from executor.future import TaskFuture
-from executor.jobs.job import Array, Call, Job, Task
+from executor.jobs.dot import Node, draw, render_dot
+from executor.jobs.job import Array, Call, Job, Task, callable_name
 from executor.jobs.placeholders import fill
 from executor.options import TaskOptions, parse_duration
 from worker_agent.protocol import StreamTo
@@ -29,6 +30,9 @@ from worker_agent.protocol import StreamTo
 STATES = ("waiting", "running", "finished", "failed", "cancelled", "aborted")
 #: The state of a job is the first of these that one of its tasks has.
 _OF_JOB = ("running", "waiting", "failed", "aborted", "cancelled", "finished")
+
+#: The states of tasks that have no exception, or have not failed by themselves.
+_ENDS = ((type(None), "finished"), (DependencyFailed, "aborted"), (ExecutorTerminated, "cancelled"))
 
 
 class Tasks(Protocol):
@@ -252,13 +256,12 @@ class SubmittedJob:
         if future.cancelled():
             return "aborted" if task in self._aborted else "cancelled"
         error = future.exception()
-        return "finished" if error is None else "aborted" if isinstance(error, DependencyFailed) else "failed"
+        return next((state for kind, state in _ENDS if isinstance(error, kind)), "failed")
 
     @property
     def state(self) -> str:
         """Where the job stands, one of ``STATES``: running as long as a task runs, failed if one has failed."""
-        counts = self.counts()
-        return next(state for state in _OF_JOB if counts[state])
+        return _first_state(self.counts())
 
     def done(self) -> bool:
         """Whether all its tasks have ended."""
@@ -293,6 +296,29 @@ class SubmittedJob:
         async for _ in self:
             pass
         return self.wait(0)
+
+    def ended(self, since: int = 0) -> list[int]:
+        """The numbers of the tasks that have ended, in that order, without the first ``since``: for who looks again."""
+        with self._news:
+            return [self._ids[each] for each in self._ended[since:]]
+
+    def paths(self, task: int) -> Mapping[str, str]:
+        """The directory ("cwd") of the task with this number, and the files of "stdout" and "stderr" if it has any."""
+        return self._paths(self.job.task(task), task)
+
+    def to_dot(self) -> str:
+        """Its graph as text for Graphviz, with the states of this moment in colour."""
+        return render_dot(self.job.name or "job", map(self._node, self.job.tasks))
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Write a picture of its graph and the states of this moment, as :meth:`Job.plot`."""
+        draw(self.to_dot(), path)
+
+    def _node(self, task: Task) -> Node:
+        counts = Counter(self.state_of(number) for number in task.ids)
+        node = self.job.node(task)
+        told = (f"{counts[state]:,} {state}" for state in STATES if counts[state] and isinstance(task, Array))
+        return replace(node, lines=(*node.lines, *told), state=_first_state(counts))
 
     def cancel(self) -> None:
         """End it: what waits will not run, what runs is ended as by ``future.kill()``."""
@@ -336,9 +362,13 @@ class Futures(Mapping[int | str, Any]):
         return len(self._by_id)
 
 
+def _first_state(counts: Counter[str]) -> str:
+    return next(state for state in _OF_JOB if counts[state])
+
+
 def _has_failed(future: TaskFuture) -> bool:
     """Whether it ended by a failure of its own."""
-    return not future.cancelled() and not isinstance(future.exception(), DependencyFailed | None)
+    return not future.cancelled() and not isinstance(future.exception(), DependencyFailed | ExecutorTerminated | None)
 
 
 def _why_not(future: TaskFuture) -> BaseException | None:
@@ -349,12 +379,8 @@ def _why_not(future: TaskFuture) -> BaseException | None:
 
 
 def _name(task: Task, number: int) -> str:
-    label = task.name or (_callable_name(task.body.fn) if isinstance(task.body, Call) else task.body.argv[0])
+    label = task.name or (callable_name(task.body.fn) if isinstance(task.body, Call) else task.body.argv[0])
     return f"{os.path.basename(label)}[{number}]" if isinstance(task, Array) else os.path.basename(label)
-
-
-def _callable_name(fn: Any) -> str:
-    return getattr(fn, "__qualname__", None) or type(fn).__qualname__
 
 
 def _with_after(written: Any, after: list[Future[Any]]) -> Any:
