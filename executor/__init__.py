@@ -38,13 +38,14 @@ from executor.jobs.submitted import SubmittedJob
 from executor.options import CAPTURE, DEVNULL, FORWARD
 from executor.program import Program
 from executor.progress import ProgressBar, track
+from executor.report.values import Report
 from executor.resources import Resources
 
 __all__ = [
     "CAPTURE", "DEVNULL", "FORWARD", "AgentFailed", "Counts", "DependencyFailed", "EnvironmentFailed", "Event",
     "ExecutorTerminated", "HPCExecutor", "InitializerFailed", "Job", "JobError", "JobFileError", "ListenError",
     "NetworkUnsafe", "OptionTypeError", "OptionValueError", "OutputFile", "OutputMissing", "Pipeline", "Program",
-    "ProgramFailed", "ProgramNotStarted", "ProgressBar", "RemoteError", "Resources", "SerializationError",
+    "ProgramFailed", "ProgramNotStarted", "ProgressBar", "RemoteError", "Report", "Resources", "SerializationError",
     "StreamDirectory", "StreamError", "SubmittedJob", "TaskDied", "TaskFuture", "TaskKilled", "TaskLost",
     "TaskOutOfMemory", "TaskTimeout", "UnsatisfiableRequest", "Usage", "as_completed_async", "track",
 ]  # fmt: skip
