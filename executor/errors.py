@@ -45,10 +45,10 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 __all__ = [
-    "AgentFailed", "DependencyFailed", "EnvironmentFailed", "ExecutorTerminated", "InitializerFailed", "ListenError",
-    "NetworkUnsafe", "OptionTypeError", "OptionValueError", "OutputMissing", "ProgramFailed", "ProgramNotStarted",
-    "RemoteError", "RemoteTraceback", "SerializationError", "TaskDied", "TaskKilled", "TaskLost", "TaskOutOfMemory",
-    "TaskTimeout", "UnsatisfiableRequest",
+    "AgentFailed", "DependencyFailed", "EnvironmentFailed", "ExecutorTerminated", "InitializerFailed", "JobError",
+    "JobFileError", "ListenError", "NetworkUnsafe", "OptionTypeError", "OptionValueError", "OutputMissing",
+    "ProgramFailed", "ProgramNotStarted", "RemoteError", "RemoteTraceback", "SerializationError", "StreamError",
+    "TaskDied", "TaskKilled", "TaskLost", "TaskOutOfMemory", "TaskTimeout", "UnsatisfiableRequest",
 ]  # fmt: skip
 
 

@@ -29,6 +29,8 @@ from executor.cli.progress import Lines, render_bar, render_end
 from executor.cli.summary import MOST_FAILURES, MOST_LINES, read_end
 from executor.cli.tally import Tally, render_counts, render_seconds
 
+pytestmark = pytest.mark.shared
+
 ROOT = str(Path(__file__).parent.parent)
 ESCAPE = "\x1b"
 STUDY = """

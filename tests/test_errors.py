@@ -22,6 +22,8 @@ from executor.errors import (
     EnvironmentFailed,
     ExecutorTerminated,
     InitializerFailed,
+    JobError,
+    JobFileError,
     ListenError,
     NetworkUnsafe,
     OptionTypeError,
@@ -32,6 +34,7 @@ from executor.errors import (
     RemoteError,
     RemoteTraceback,
     SerializationError,
+    StreamError,
     TaskDied,
     TaskKilled,
     TaskLost,
@@ -72,6 +75,9 @@ def examples() -> list[BaseException]:
         RemoteTraceback("Traceback ..."),
         OptionTypeError("there is no option 'x'"),
         OptionValueError("option retries=-1"),
+        JobError("there are two tasks 'fit'", tasks=(1, 2)),
+        JobFileError("study.toml, line 3: ...", file="study.toml", line=3, key="task.cpus"),
+        StreamError("no stream files"),
     ]
 
 

@@ -27,6 +27,8 @@ from executor.options import TaskOptions
 from worker_agent import bodies, protocol
 from worker_agent.protocol import COMPLETED, ERROR, EXITED, KILLED, TIMED_OUT, VALUE, Finished, Output, Started, Tail
 
+pytestmark = pytest.mark.shared
+
 # The tasks of this file travel by value: no interpreter has to import it, and pytest with it.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 

@@ -39,6 +39,8 @@ from executor import (
 
 pytestmark = pytest.mark.shared
 
+pytestmark = pytest.mark.shared
+
 # The tasks of this file travel by value: no interpreter has to import it, and pytest with it.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 

@@ -39,9 +39,11 @@ from executor.jobs.jobfile_tasks import ARRAY_KEYS, TASK_KEYS
 from executor.jobs.jobfile_writer import render_job
 from executor.options import TaskOptions, make_options
 
+pytestmark = pytest.mark.shared
+
 #: On a machine under load, generating jobs takes its time.
 PROPERTY = settings(
-    derandomize=True, database=None, deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow]
+    derandomize=True, database=None, deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow]
 )
 FILES = Path(__file__).parent / "jobfiles"
 ERRORS = sorted((FILES / "errors").glob("*.toml"))
@@ -125,7 +127,7 @@ FRAGMENTS = [
 ]  # fmt: skip
 
 
-@settings(PROPERTY, max_examples=300)
+@settings(PROPERTY, max_examples=100)
 @given(
     st.sampled_from([path.read_text() for path in sorted(FILES.rglob("*.toml"))]),
     st.lists(st.tuples(st.integers(0, 400), st.integers(0, 9), st.sampled_from(FRAGMENTS)), min_size=1, max_size=4),

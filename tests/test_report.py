@@ -43,6 +43,8 @@ from executor.report.words import escape, render_count, render_mark, render_seco
 from worker_agent import protocol
 from worker_agent.pools import Pool, Share
 
+pytestmark = pytest.mark.shared
+
 # The tasks of this file travel by value: no interpreter has to import it, and pytest with it.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 

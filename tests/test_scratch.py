@@ -21,6 +21,8 @@ from executor.files import check_names, make_files
 from executor.options import TaskOptions, make_options
 from worker_agent import directories, protocol, task_files
 
+pytestmark = pytest.mark.shared
+
 PLAIN = TaskOptions()
 NOBODY = 65534
 

@@ -41,6 +41,8 @@ from worker_agent.recorder import Recorder
 from worker_agent.records import HEAD_SIZE, MAGIC, SUFFIX, Kind, pack, unpack_head
 from worker_agent.stream_files import StreamFiles
 
+pytestmark = pytest.mark.shared
+
 NewExecutor = Callable[..., HPCExecutor]
 SETTINGS = settings(derandomize=True, database=None, deadline=None)
 

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from executor.jobs.toml_lines import Place, find_lines, line_of
 from executor.jobs.toml_text import render_table
 
+pytestmark = pytest.mark.shared
+
 #: On a machine under load, generating documents takes its time.
 PROPERTY = settings(
     derandomize=True, database=None, deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow]

@@ -40,7 +40,7 @@ _HOW: Final = {
     protocol.VALUE: tally.FINISHED, protocol.COMPLETED: tally.FINISHED, protocol.ERROR: tally.FAILED,
     protocol.EXITED: tally.FAILED, protocol.TIMED_OUT: tally.TIMED_OUT, protocol.KILLED: tally.KILLED,
     protocol.NOT_STARTED: tally.NOT_STARTED, protocol.LOST: tally.LOST, protocol.RETURNED: tally.LOST,
-    protocol.OUT_OF_MEMORY: tally.OUT_OF_MEMORY,
+    protocol.OUT_OF_MEMORY: tally.OUT_OF_MEMORY, protocol.NO_OUTPUT: tally.FAILED,
 }  # fmt: skip
 #: The task itself failed: it is tried again, or this is its outcome.
 _BY_ITSELF: Final = frozenset({tally.FAILED, tally.TIMED_OUT, tally.OUT_OF_MEMORY, tally.NOT_STARTED})
