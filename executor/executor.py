@@ -127,7 +127,10 @@ class _Tasks(Executor):
 
         Raises OptionTypeError or OptionValueError (a TypeError, a ValueError) that name the option.
         """
-        return BoundExecutor(self._owner(), make_options(self._options, **options))
+        return self._bound(make_options(self._options, **options))
+
+    def _bound(self, options: TaskOptions) -> BoundExecutor:
+        return BoundExecutor(self._owner(), options)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskFuture:
         """Run ``fn(*args, **kwargs)``, or a :class:`Program`, as a task; all names are the function's own.

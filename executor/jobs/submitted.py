@@ -17,14 +17,15 @@ from functools import partial
 from typing import Any, Protocol
 
 from executor.asynchronous import as_completed_async
+from executor.dependencies import CONDITIONS
 from executor.errors import DependencyFailed, ExecutorTerminated, JobError
-from executor.files import OutputFile
 from executor.future import TaskFuture
 from executor.jobs.dot import Node, draw, render_dot
-from executor.jobs.job import Array, Call, Job, Task, callable_name
+from executor.jobs.job import Array, Call, Job, Task
 from executor.jobs.placeholders import fill
+from executor.jobs.task_options import JobOptions, path_of
 from executor.options import TaskOptions, parse_duration
-from worker_agent.protocol import StreamTo
+from executor.program import Program
 
 #: Where a task of a job stands: HyperQueue's words. "aborted": not to run, because something else had failed.
 STATES = ("waiting", "running", "finished", "failed", "cancelled", "aborted")
@@ -42,8 +43,8 @@ class Tasks(Protocol):
     def _options(self) -> TaskOptions:
         """Those of its tasks."""
 
-    def options(self, **options: Any) -> Tasks:
-        """A view with these options."""
+    def _bound(self, options: TaskOptions) -> Tasks:
+        """A view with these options, and no others."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskFuture:
         """Run it."""
@@ -70,10 +71,10 @@ class SubmittedJob:
         self.job = job
         self.id = job_id
         self.submit_dir = os.getcwd()
-        self._base = view._options.cwd or self.submit_dir
+        self._options = JobOptions(view._options, job, job_id, self.submit_dir)
         self._by_id: dict[int, TaskFuture] = {}
-        self._ids: dict[TaskFuture, int] = {}
-        self._ended: list[TaskFuture] = []
+        #: the numbers of those that have ended, in that order
+        self._ended: list[int] = []
         self._news = threading.Condition()
         self._failures = 0
         self._aborted: set[int] = set()
@@ -97,50 +98,43 @@ class SubmittedJob:
     # --- submitting ---------------------------------------------------------------------------------------------------
 
     def _submit(self, view: Tasks, task: Task) -> None:
-        after = [self._future_of(each) for each in self.job.needs(task)]
+        common = self._options.common(task, [self._future_of(each) for each in self.job.needs(task)])
         if isinstance(task, Array):
-            self._submit_array(view, task, after)
+            self._submit_array(view, task, common)
         else:
-            self._start(view, task, task.id, after, {})
+            args, kwargs = self._arguments(task.body)
+            self._start(view, task, task.id, self._options.own(task, common, task.id), args, kwargs)
 
-    def _submit_array(self, view: Tasks, array: Array, after: list[Future[Any]]) -> None:
+    def _submit_array(self, view: Tasks, array: Array, common: TaskOptions) -> None:
         self._left[array] = len(array.ids)
         self._gates[array] = Future()
-        turns: list[Future[None]] = []
+        first = len(array.ids) if array.max_concurrent is None else array.max_concurrent
+        turns: list[Future[None]] = [Future() for _ in array.ids[first:]]
+        self._turns[array] = iter(turns)
         for position, number in enumerate(array.ids):
-            turn: list[Future[Any]] = []
-            if array.max_concurrent is not None and position >= array.max_concurrent:
-                turns.append(Future())
-                turn = [turns[-1]]
-            self._turns.setdefault(array, iter(turns))
-            entry = {} if array.entries is None else {"ENTRY": array.entries[position]}
-            self._start(view, array, number, after + turn, entry)
+            entry = number if array.entries is None else array.entries[position]
+            options = self._options.own(array, common, number, entry)
+            if position >= first:
+                options = replace(options, after=(*options.after, (CONDITIONS[0], turns[position - first])))
+            self._start(view, array, number, options, (entry,) if isinstance(array.body, Call) else (), {})
 
     def _future_of(self, task: Task) -> Future[Any]:
         """What ends when the task, or the whole array, has ended."""
         return self._gates[task] if isinstance(task, Array) else self._by_id[task.id]
 
     def _start(
-        self, view: Tasks, task: Task, number: int, after: list[Future[Any]], entry: Mapping[str, Any]
+        self, view: Tasks, task: Task, number: int, options: TaskOptions, args: Any, kwargs: Mapping[str, Any]
     ) -> None:
-        options = self._options_of(view, task, number, after, entry)
-        submit = view.options(**options).submit
-        if isinstance(task.body, Call):
-            args, kwargs = self._arguments(task, number, entry)
-            future = submit(task.body.fn, *args, **kwargs)
-        else:
-            future = submit(task.body)
-        self._by_id[number] = future
-        self._ids[future] = number
-        future.add_done_callback(partial(self._on_end, task))
+        fn = task.body.fn if isinstance(task.body, Call) else task.body
+        future = self._by_id[number] = view._bound(options).submit(fn, *args, **kwargs)
+        future.add_done_callback(partial(self._on_end, task, number))
         if self._aborts:
             future.cancel(kill=True)  # too much has failed while the rest was being submitted
 
-    def _arguments(self, task: Task, number: int, entry: Mapping[str, Any]) -> tuple[Any, Any]:
-        assert isinstance(task.body, Call)
-        if isinstance(task, Array):
-            return (entry.get("ENTRY", number),), {}
-        return self._with_futures(task.body.args), self._with_futures(dict(task.body.kwargs))
+    def _arguments(self, body: Program | Call) -> tuple[Any, Any]:
+        if isinstance(body, Call):
+            return self._with_futures(body.args), self._with_futures(dict(body.kwargs))
+        return (), {}
 
     def _with_futures(self, value: Any) -> Any:
         """An argument with a future in the place of each task, whose result it will be; of an array a list of them."""
@@ -152,66 +146,15 @@ class SubmittedJob:
             return type(value)(map(self._with_futures, value))
         return {key: self._with_futures(each) for key, each in value.items()} if type(value) is dict else value
 
-    # --- what a task sees ---------------------------------------------------------------------------------------------
-
-    def _options_of(
-        self, view: Tasks, task: Task, number: int, after: list[Future[Any]], entry: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        written = task.options
-        return {
-            **written, **self._paths(task, number), **self._stream(view, task, number), "name": _name(task, number),
-            "after": _with_after(written.get("after"), after),
-            "env": {**self.job.env, **self._variables(number, entry), **(written.get("env") or {})},
-        }  # fmt: skip
-
-    def _paths(self, task: Task, number: int) -> dict[str, Any]:
-        """Its directory, the files of its output if it has any, and those that a program gets and gives."""
-        values = {"JOB_ID": str(self.id), "TASK_ID": str(number), "SUBMIT_DIR": self.submit_dir}
-        parts = [self._base, self.job.cwd or "", os.fspath(task.options.get("cwd") or "")]
-        paths: dict[str, Any] = {"cwd": os.path.join(*(fill(part, values) for part in parts)).rstrip("/") or "/"}
-        values["CWD"] = paths["cwd"]
-        for stream in ("stdout", "stderr"):
-            destination = task.options.get(stream)
-            if isinstance(destination, OutputFile):
-                paths[stream] = destination.at(self._below(destination.path, values))
-            elif isinstance(destination, str | os.PathLike):
-                paths[stream] = self._below(destination, values)
-        for places in ("inputs", "outputs"):
-            if places in task.options:
-                listed = task.options[places].items()
-                paths[places] = {name: self._below(path, values) for name, path in listed}
-        return paths
-
-    def _stream(self, view: Tasks, task: Task, number: int) -> dict[str, StreamTo | None]:
-        """Where its output goes, if not to files of its own: what the task, the job or the view says of it."""
-        inherited = view._options.stream
-        directory = task.options.get("stream", self.job.stream or (inherited and inherited.directory))
-        if directory is None:
-            return {"stream": None} if inherited else {}
-        values = {"JOB_ID": str(self.id), "SUBMIT_DIR": self.submit_dir}
-        path = os.path.join(self._base, fill(os.fspath(directory), values))
-        return {"stream": StreamTo(path, self.id, number, _name(task, number))}
-
-    def _below(self, path: str | os.PathLike[str], values: Mapping[str, str]) -> str:
-        """A path of a task, relative to its directory, with its placeholders filled in."""
-        return os.path.join(values["CWD"], fill(os.fspath(path), values))
-
-    def _variables(self, number: int, entry: Mapping[str, Any]) -> dict[str, str]:
-        """HyperQueue's names, and ours. HPC_TASK_ID is the executor's number of the task, and not the job's."""
-        shown = {key: text for key, text in entry.items() if isinstance(text, str)}
-        both = {"JOB_ID": str(self.id), "SUBMIT_DIR": self.submit_dir, **shown}
-        named = {f"{prefix}_{key}": text for prefix in ("HPC", "HQ") for key, text in both.items()}
-        return {**named, "HQ_TASK_ID": str(number), "HPC_JOB_TASK_ID": str(number)}
-
     # --- ends ---------------------------------------------------------------------------------------------------------
 
-    def _on_end(self, task: Task, future: Any) -> None:
+    def _on_end(self, task: Task, number: int, future: Any) -> None:
         with self._news:
-            self._ended.append(future)
+            self._ended.append(number)
             failed = _has_failed(future)
             self._failures += failed
             if self._aborts and future.cancelled():
-                self._aborted.add(self._ids[future])
+                self._aborted.add(number)
             limit = self.job.max_fails
             aborts = limit is not None and self._failures > limit and not self._aborts
             self._aborts = self._aborts or aborts
@@ -239,7 +182,7 @@ class SubmittedJob:
             gate.set_result(None)
 
     def _cancel_all(self) -> None:
-        for future in list(self._by_id.values()):
+        for future in reversed(list(self._by_id.values())):  # first those that would fail for the lack of others
             future.cancel(kill=True)
 
     # --- for who watches ----------------------------------------------------------------------------------------------
@@ -277,18 +220,19 @@ class SubmittedJob:
             if not self._news.wait_for(self.done, seconds):
                 left = len(self) - len(self._ended)
                 raise TimeoutError(f"job {self.id}: {left} of {len(self)} tasks have not ended after {timeout}")
-        return all(_why_not(each) is None for each in self._ended)
+        return all(_why_not(future) is None for future in self._by_id.values())
 
     def __iter__(self) -> Iterator[TaskFuture]:
         """Its futures as they end; each ``for`` begins with the first one that ended."""
         for position in range(len(self)):
             with self._news:
                 self._news.wait_for(lambda position=position: len(self._ended) > position)  # type: ignore[misc]
-            yield self._ended[position]
+            yield self._by_id[self._ended[position]]
 
     async def __aiter__(self) -> AsyncIterator[TaskFuture]:
         """Its futures as they end, for ``async for``; those that have ended come first."""
-        async for future in as_completed_async([*self._ended, *self._by_id.values()]):
+        ended_first = dict.fromkeys([*self._ended, *self._by_id])
+        async for future in as_completed_async([self._by_id[number] for number in ended_first]):
             yield future
 
     async def wait_async(self) -> bool:
@@ -300,11 +244,15 @@ class SubmittedJob:
     def ended(self, since: int = 0) -> list[int]:
         """The numbers of the tasks that have ended, in that order, without the first ``since``: for who looks again."""
         with self._news:
-            return [self._ids[each] for each in self._ended[since:]]
+            return self._ended[since:]
 
     def paths(self, task: int) -> Mapping[str, str]:
         """The directory ("cwd") of the task with this number, and the files of "stdout" and "stderr" if it has any."""
-        return self._paths(self.job.task(task), task)
+        written = self.job.task(task)
+        options = self._options.own(written, self._options.common(written), task)
+        paths = {"cwd": options.cwd, "stdout": path_of(options.stdout), "stderr": path_of(options.stderr)}
+        instance = {"INSTANCE_ID": str(max(0, self._by_id[task].attempt - 1))}
+        return {name: fill(path, instance) for name, path in paths.items() if path is not None}
 
     def to_dot(self) -> str:
         """Its graph as text for Graphviz, with the states of this moment in colour."""
@@ -326,18 +274,13 @@ class SubmittedJob:
 
     def failed(self) -> dict[int, FailedTask]:
         """The tasks that have failed until now, by their numbers; not those that were aborted or cancelled."""
-        failed = [self._ids[each] for each in list(self._ended) if _has_failed(each)]
-        return {number: self._tell(number) for number in failed}
+        return {number: self._tell(number) for number in list(self._ended) if _has_failed(self._by_id[number])}
 
     def _tell(self, number: int) -> FailedTask:
-        future = self._by_id[number]
-        error = future.exception()
+        error = self._by_id[number].exception()
         assert error is not None
-        paths = self._paths(self.job.task(number), number)
-        instance = {"INSTANCE_ID": str(future.attempt - 1)}
-        streams = (paths.get("stdout"), paths.get("stderr"))
-        stdout, stderr = (None if each is None else fill(os.fspath(each), instance) for each in streams)
-        return FailedTask(error, fill(paths["cwd"], instance), stdout, stderr)
+        paths = self.paths(number)
+        return FailedTask(error, paths["cwd"], paths.get("stdout"), paths.get("stderr"))
 
 
 class Futures(Mapping[int | str, Any]):
@@ -376,15 +319,3 @@ def _why_not(future: TaskFuture) -> BaseException | None:
     if future.cancelled():
         return JobError(f"the task {future.name!r} was cancelled")
     return future.exception()
-
-
-def _name(task: Task, number: int) -> str:
-    label = task.name or (callable_name(task.body.fn) if isinstance(task.body, Call) else task.body.argv[0])
-    return f"{os.path.basename(label)}[{number}]" if isinstance(task, Array) else os.path.basename(label)
-
-
-def _with_after(written: Any, after: list[Future[Any]]) -> Any:
-    if isinstance(written, Mapping):
-        ok = written.get("afterok", ())
-        return {**written, "afterok": [*([ok] if isinstance(ok, Future) else ok), *after]}
-    return [*([written] if isinstance(written, Future) else written or ()), *after]
