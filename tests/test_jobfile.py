@@ -408,7 +408,8 @@ said = st.fixed_dictionaries({}, optional={
     "retries": counts | st.dictionaries(st.sampled_from(["exit", "oom", "timeout", "start"]), counts),
     "crash_limit": counts | st.sampled_from(["unlimited", "never-restart"]), "enforce_memory": st.booleans(),
     "memory_on_oom": st.floats(1.001, 1e9), "output_limit": counts | st.just("4MiB"), "task_dir": st.booleans(),
-    "inputs": st.dictionaries(words, paths, max_size=2), "outputs": st.dictionaries(words, paths, max_size=2),
+    "inputs": st.dictionaries(words.map("in-{}".format), paths, max_size=2),
+    "outputs": st.dictionaries(words.map("out-{}".format), paths, max_size=2),
 })  # fmt: skip
 options = st.builds(lambda these, those: these | those, said, needs)
 stdins = st.none() | st.text(st.characters(exclude_categories=["Cs"]), max_size=20)

@@ -49,9 +49,11 @@ class JobOptions:
         variables = {"HQ_TASK_ID": text, "HPC_JOB_TASK_ID": text}
         if isinstance(entry, str):
             variables |= _under_both_names({"ENTRY": entry})
+        written = task.options.get("env") or {}
+        env = dict(common.env) | {key: value for key, value in variables.items() if key not in written}
         stream = common.stream and StreamTo(common.stream.directory, self._id, number, name or "")
         return replace(
-            common, name=name, env=tuple(sorted({**variables, **dict(common.env)}.items())), stream=stream,
+            common, name=name, env=tuple(sorted(env.items())), stream=stream,
             cwd=_numbered(common.cwd, text), stdout=_numbered(common.stdout, text),
             stderr=_numbered(common.stderr, text), inputs=_numbered_all(common.inputs, text),
             outputs=_numbered_all(common.outputs, text),
