@@ -185,7 +185,8 @@ def _completed(
     try:
         return check_completed(program, completed), None
     except ProgramFailed as error:
-        error.said = said.decode(errors="replace").strip()
+        if said:
+            error.said = said.decode(errors="replace").strip()
         return None, error
 
 

@@ -199,18 +199,14 @@ class Interpreter:
         self, cwd: str | None, env: dict[str, str | None], stdout: str | None, stderr: str | None
     ) -> Iterator[None]:
         """Where and how the task wants to run; afterwards as before, for the next task of this interpreter."""
-        saved, out, err = dict(os.environ), os.dup(1), os.dup(2)
+        # the dictionary behind os.environ: os.environ itself would be copied variable by variable
+        saved: dict[bytes, bytes] = os.environ._data.copy()  # type: ignore[attr-defined]
         try:
             enter(cwd, env)
-            redirect(stdout, stderr)
-            yield
+            with redirected(stdout, stderr):
+                yield
         finally:
-            flush_streams()
-            os.environ.clear()
-            os.environ.update(saved)
-            for fd, stream in ((out, 1), (err, 2)):
-                os.dup2(fd, stream)
-                os.close(fd)
+            restore_variables(saved)
             os.chdir(self._setup.cwd)
 
     def _call(
@@ -319,6 +315,34 @@ def set_variables(variables: dict[str, str]) -> None:
     environ = os.environ
     for name, value in variables.items():
         environ[name] = value
+
+
+def restore_variables(saved: dict[bytes, bytes]) -> None:
+    """Make the environment what it was; there are few differences, and each variable that is set takes a while."""
+    environ, now = os.environb, os.environb._data  # type: ignore[attr-defined]
+    if now != saved:
+        for name in now.keys() - saved.keys():
+            del environ[name]
+        for name, value in saved.items():
+            if now.get(name) != value:
+                environ[name] = value
+
+
+@contextlib.contextmanager
+def redirected(stdout: str | None, stderr: str | None) -> Iterator[None]:
+    """With the streams written to files, as :func:`redirect` has it, and not any more afterwards."""
+    if stdout is None and stderr is None:
+        yield
+        return
+    saved = os.dup(1), os.dup(2)
+    try:
+        redirect(stdout, stderr)
+        yield
+    finally:
+        flush_streams()
+        for fd, stream in zip(saved, (1, 2), strict=True):
+            os.dup2(fd, stream)
+            os.close(fd)
 
 
 def redirect(stdout: str | None, stderr: str | None) -> None:
