@@ -154,7 +154,7 @@ class _Tasks(Executor):
 
         Raises JobError if its tasks cannot be run in any order; then nothing of it runs.
         """
-        return SubmittedJob(self, job, next(self._owner()._job_numbers))
+        return SubmittedJob(self, job, self._owner()._job_numbers)
 
     def map(
         self,

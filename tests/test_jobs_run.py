@@ -303,3 +303,23 @@ def test_a_command_with_an_open_quote_is_refused(new_executor: New) -> None:
         pipeline.add("echo 'a")
     with pytest.raises(TypeError, match="a line of text"):
         pipeline.add(["echo"], shell=True)
+
+
+# ---- numbers
+
+
+def test_output_of_an_earlier_run_is_not_overwritten(
+    new_executor: New, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The numbers of jobs begin anew with each executor."""
+    monkeypatch.chdir(tmp_path)
+    job = Job()
+    job.program(["pwd"], stdout="job-%{JOB_ID}/out", name="a")
+    other = Job()
+    other.program(["pwd"])
+    (tmp_path / "job-2").mkdir()
+    assert [ended(new_executor().submit_job(job)).id for _ in range(2)] == [1, 3]
+    executor = new_executor()
+    assert [ended(executor.submit_job(each)).id for each in (other, job, other)] == [1, 4, 5]
+    written = sorted(str(each.relative_to(tmp_path)) for each in tmp_path.glob("job-*/*"))
+    assert written == ["job-1/out", "job-3/out", "job-4/out"]

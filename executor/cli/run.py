@@ -93,7 +93,7 @@ def run(
 ) -> None:
     """Run a job file, or a program, to the end.
 
-    A program shows its output as it comes. Of many tasks, output goes to files: job-1/TASK.stdout and .stderr.
+    A program shows its output as it comes. Of many tasks, output goes to files: job-N/TASK.stdout and .stderr.
 
     Ctrl-C ends the tasks with grace; once more: at once.
 

@@ -22,6 +22,7 @@ from executor.errors import DependencyFailed, ExecutorTerminated, JobError
 from executor.future import TaskFuture
 from executor.jobs.dot import Node, draw, render_dot
 from executor.jobs.job import Array, Call, Job, Task
+from executor.jobs.numbers import take_number
 from executor.jobs.placeholders import fill
 from executor.jobs.task_options import JobOptions, path_of
 from executor.options import TaskOptions, parse_duration
@@ -66,12 +67,13 @@ class SubmittedJob:
     ``job``, ``id`` (int, unique in the executor), ``submit_dir`` (the directory of that moment), and ``futures``.
     """
 
-    def __init__(self, view: Tasks, job: Job, job_id: int) -> None:
+    def __init__(self, view: Tasks, job: Job, numbers: Iterator[int]) -> None:
+        """``numbers`` are those of jobs that were not given yet."""
         ordered = job.check()
         self.job = job
-        self.id = job_id
         self.submit_dir = os.getcwd()
-        self._options = JobOptions(view._options, job, job_id, self.submit_dir)
+        self.id = take_number(numbers, job, view._options.cwd or self.submit_dir)
+        self._options = JobOptions(view._options, job, self.id, self.submit_dir)
         self._by_id: dict[int, TaskFuture] = {}
         #: the numbers of those that have ended, in that order
         self._ended: list[int] = []
