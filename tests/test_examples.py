@@ -86,6 +86,11 @@ PRINTED = {
         r"   32 cells: mean 1\.000, most 2\.0\n",
         r"  256 cells: mean 1\.000, most 130\.1\n\[ +.+ +\]",
     ],
+    "13_workflow.py": [
+        r"\['prepare', 'train 0', .*'evaluate'\] True \{'finished': 5\}",
+        r"strength  10: slope 1\.9763, error 37\.22\nstrength   0: .*\nstrength 100: .*error 51\.28",
+        r"the same: True",
+    ],
     "10_parameter_study.py": [
         r"pendulums .*100%",
         r"A driven pendulum",
