@@ -40,7 +40,9 @@ from executor.explanation import Explanation
 from executor.files import OutputFile, make_files, only_for_programs
 from executor.functions import Function
 from executor.future import TaskFuture
+from executor.hub import Hub
 from executor.impossible import find_impossible
+from executor.invitations import Invitation
 from executor.jobs.job import Job
 from executor.jobs.submitted import SubmittedJob
 from executor.mapping import chain, results_of
@@ -56,11 +58,8 @@ from executor.worker import WorkerInfo
 from worker_agent import detection, protocol
 from worker_agent.pools import UNIT
 
-if TYPE_CHECKING:  # at work they are imported with the first task: they bring ZeroMQ, which takes a while
+if TYPE_CHECKING:
     from rich.console import Console
-
-    from executor.hub import Hub
-    from executor.invitations import Invitation
 
 if sys.platform != "linux":
     raise ImportError("HPCExecutor runs on Linux only: it stands on pidfds, sub-reapers and SEQPACKET sockets")
@@ -417,8 +416,6 @@ class HPCExecutor(_Tasks):
             return self._hub
 
     def _start_hub(self) -> Hub:
-        from executor.hub import Hub
-
         pools = detection.divided(self._pools, self._agents) if self._agents else []
         hub = Hub(pools, self._kill_grace, self._lease)
         hub.start()

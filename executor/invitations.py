@@ -14,17 +14,15 @@ import secrets
 import select
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import zmq
 
 from executor import local
 from executor.errors import ListenError
+from executor.network import Network
 from worker_agent import protocol
 from worker_agent.connection import Connection, write_connection
-
-if TYPE_CHECKING:
-    from executor.network import Network
 
 #: Descriptors that this process needs beside one for each agent that connects.
 DESCRIPTORS = 64
@@ -82,8 +80,6 @@ class Invitations:
         return invitation
 
     def _listen(self, host: str | None, port: int | None) -> Network:
-        from executor.network import Network  # only now: few executors ever listen, and all are to start quickly
-
         network = Network(self._context)
         try:
             network.listen(host, port)

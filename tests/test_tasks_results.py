@@ -200,16 +200,15 @@ def test_a_program_whose_stream_is_a_pipe_that_nobody_serves_holds_up_nobody_els
     executor = new_executor(2)
     check_works(executor)
     if stream == "stdin":
-        executor.submit(Program(["cat"], stdin=tmp_path / "pipe"))
+        held = executor.submit(Program(["cat"], stdin=tmp_path / "pipe"))
     else:
-        executor.options(stdout=tmp_path / "pipe").submit(Program(["true"]))
+        held = executor.options(stdout=tmp_path / "pipe").submit(Program(["true"]))
     other = executor.submit(pow, 2, 3)
     try:
         assert other.result(timeout=20) == 8
-    finally:
-        served = os.open(tmp_path / "pipe", os.O_RDWR)
-        outcome(other)
-        os.close(served)
+    finally:  # opened as the other end: that waits for the task's own open, which may come later than the result
+        os.close(os.open(tmp_path / "pipe", os.O_WRONLY if stream == "stdin" else os.O_RDONLY))
+    assert held.result(timeout=20).returncode == 0
 
 
 def test_a_program_that_is_looked_for_without_a_path_is_not_said_to_be_in_it(quiet: Any, tmp_path: Path) -> None:

@@ -354,14 +354,16 @@ def reap_children() -> Iterator[tuple[int, int, resource.struct_rusage]]:
         yield os.wait4(ended.si_pid, 0)
 
 
-def pidfd_alive(pidfd: int) -> bool:
+def pidfd_alive(pidfd: int, patience: float = 0.0) -> bool:
     """Whether the process behind ``pidfd`` still runs; one that ended and was not waited for does not.
+
+    One that is about to end gets ``patience`` seconds for it.
 
     :raises OSError: ``pidfd`` is not an open file descriptor.
     """
     poll = select.poll()  # not select.select, which fails for descriptors above 1023
     poll.register(pidfd, select.POLLIN)
-    events = poll.poll(0)
+    events = poll.poll(patience * 1000)
     if events and events[0][1] & select.POLLNVAL:
         raise OSError(errno.EBADF, f"pidfd {pidfd} is not open")
     return not events

@@ -29,8 +29,9 @@ from worker_agent import processes
 
 #: Milliseconds that an agent may take to end by itself once the client is gone.
 _PATIENCE_MS = 2000
-#: Milliseconds in which a client that was killed along with its agent has ended, too.
-_TOGETHER_MS = 100
+#: Seconds in which a client that was killed along with its agent has ended, too. If it lives, it only hears so much
+#: later that its agent was killed.
+_TOGETHER = 0.1
 #: So many agents in a row may be killed less than ``_SHORT`` seconds after their start, until no other one starts.
 _KILLS_ALLOWED = 10
 _SHORT = 2.0
@@ -61,7 +62,8 @@ def supervise(data: bytes, agent: Callable[[list[str]], None], name: str) -> NoR
         _remove_scratch(stores, name)
     for directory in own:
         _remove(directory)
-    if not invited and (client is None or _has_ended(client, _TOGETHER_MS if os.WIFSIGNALED(status) else 0)):
+    patience = _TOGETHER if os.WIFSIGNALED(status) else 0.0
+    if not invited and (client is None or not processes.pidfd_alive(client, patience)):
         for directory in (connection.get("directory"), *connection.get("stores", ())):
             if directory is not None:
                 _remove(directory)
@@ -200,13 +202,6 @@ def _wait(agent: int, client: int | None, invited: bool) -> None:
         assert client is not None
         poll.unregister(client)
         poll.poll(_PATIENCE_MS)
-
-
-def _has_ended(client: int, patience_ms: int) -> bool:
-    """Whether the client ends within so long. If it lives, it only hears a little later that its agent was killed."""
-    poll = select.poll()
-    poll.register(client, select.POLLIN)
-    return bool(poll.poll(patience_ms))
 
 
 def _reap_all(agent: int) -> int:

@@ -164,7 +164,7 @@ def _could_have(worker: Worker, queue: Queue, needs: Needs) -> bool:
         return False
     unused = [lane for lane in worker.lanes.values() if lane.unused and not goes_before(lane.of, queue)]
     whole = [lane.unused * lane.each_has("cpus") // UNIT for lane in unused if lane.each_has("cpus") % UNIT == 0]
-    return stock._whole() + sum(whole) >= needs.needs[0].least // UNIT  # type: ignore[attr-defined]
+    return stock._whole() + sum(whole) >= needs.needs[0].least // UNIT
 
 
 def _gives_back(worker: Worker) -> bool:
