@@ -32,6 +32,7 @@ from executor.checks import (
     check_resources,
     check_workers,
 )
+from executor.clusters import BatchCluster, check_clusters
 from executor.core.members import LEASE
 from executor.core.model import ONE_CPU_EACH, Task, Variants
 from executor.counts import Counts
@@ -193,7 +194,9 @@ class HPCExecutor(_Tasks):
     :param preload: names of modules that the template imports, so that tasks find them there.
     :param kill_grace: seconds between a signal to a task (time limit, kill) and SIGKILL.
     :param agents: how many agents are started on this machine; they share what it has evenly. 0: none, all
-        are invited.
+        are invited, or come from clusters. None: one without ``cluster``, else none.
+    :param cluster: where other agents come from, see :mod:`executor.clusters`: one, or several in the order in which
+        they are asked.
     :param resources: what this machine has beyond what is found, or in its place: names and what there is, such as
         ``{"fpga": "[a, b]", "memory": "16GiB"}``; see docs/resources.md.
     :param lease: a duration, at least 1 s: an agent elsewhere that is so long without contact ends its tasks; half
@@ -213,7 +216,8 @@ class HPCExecutor(_Tasks):
         max_tasks_per_child: int | None = 1,
         preload: Sequence[str] = (),
         kill_grace: float = 2.0,
-        agents: int = 1,
+        agents: int | None = None,
+        cluster: BatchCluster | Sequence[BatchCluster] | None = None,
         resources: Mapping[str, Any] | None = None,
         lease: float | str = LEASE,
     ) -> None:
@@ -225,7 +229,8 @@ class HPCExecutor(_Tasks):
         max_tasks = check_max_tasks(max_tasks_per_child)
         self._surroundings = Surroundings(max_tasks or 0, check_preload(preload), packed)
         self._kill_grace = check_duration("kill_grace", kill_grace)
-        self._agents = check_agents(agents, self._max_workers)
+        self._clusters = check_clusters(cluster)
+        self._agents = check_agents(int(not self._clusters) if agents is None else agents, self._max_workers)
         self._lease = check_duration("lease", lease, SHORTEST_LEASE)
         self._options = TaskOptions()
         self._settings = _settings(self._options, self._kill_grace)
@@ -236,7 +241,8 @@ class HPCExecutor(_Tasks):
         #: neither shut down nor in a fork of the process that made it
         self._open = True
         _executors.add(self)
-        self._has_invited = False
+        #: agents may come that nobody knows yet
+        self._has_invited = bool(self._clusters)
         #: what tasks need that was looked at
         self._possible: set[Variants] = set()
         self._task_numbers = itertools.count(1)
@@ -383,7 +389,8 @@ class HPCExecutor(_Tasks):
         pools = detection.divided(self._pools, self._agents) if self._agents else []
         if self._has_invited and self._hub is not None:
             pools += self._hub.pools()
-        impossible = find_impossible(variants, pools)
+        known = [cluster.pools for cluster in self._clusters]
+        impossible = find_impossible(variants, [*pools, *filter(None, known)]) if None not in known else None
         if impossible is not None:
             text = f"the task {name!r} needs {impossible}"
             if self._agents and not self._has_invited:
@@ -417,7 +424,7 @@ class HPCExecutor(_Tasks):
 
     def _start_hub(self) -> Hub:
         pools = detection.divided(self._pools, self._agents) if self._agents else []
-        hub = Hub(pools, self._kill_grace, self._lease)
+        hub = Hub(pools, self._kill_grace, self._lease, self._clusters, self._surroundings.preload)
         hub.start()
         _hubs.add(hub)
         weakref.finalize(self, _close_unless_forked, os.getpid(), hub).atexit = False

@@ -24,6 +24,7 @@ from executor import local
 from executor.agents import STOP_PATIENCE, Agents
 from executor.awaited import Awaited
 from executor.calls import Request
+from executor.clusters import BatchCluster
 from executor.core import effects
 from executor.core.explain import explain
 from executor.core.model import Task
@@ -40,6 +41,7 @@ from executor.invitations import Invitation
 from executor.orders import Orders
 from executor.payloads import Payloads
 from executor.report.recorder import Recorder, Snapshot
+from executor.supply import Supply
 from executor.transfers import Transfers, check_error, check_outcome
 from executor.unsettled import Unsettled
 from executor.worker import Gone, Joined, Reported, Worker, WorkerInfo
@@ -59,8 +61,11 @@ _Answer = TypeVar("_Answer")
 class Hub:
     """Everything behind an executor. Public methods may be called from any thread."""
 
-    def __init__(self, pools: Sequence[list[Pool]], kill_grace: float, lease: float) -> None:
-        """``pools``: for each agent to be started here, what it has."""
+    def __init__(
+        self, pools: Sequence[list[Pool]], kill_grace: float, lease: float, clusters: Sequence[BatchCluster] = (),
+        imports: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        """``pools``: for each agent to be started here, what it has. ``imports``: what those of clusters need."""
         self.session = secrets.token_hex(16)
         self.directories = local.SessionDirectories()
         self.payloads = Payloads(self.directories.stores)
@@ -73,6 +78,10 @@ class Hub:
         #: why no more tasks are taken, if so
         self.broken: BaseException | None = None
         self._pools = pools
+        self._clusters = clusters
+        self._imports = list(imports)
+        #: of agents by clusters, if there are any
+        self._supply: Supply | None = None
         self._kill_grace = kill_grace
         self._core = Scheduler()
         #: the last step had new tasks: more may follow
@@ -275,6 +284,8 @@ class Hub:
     def _open(self) -> None:
         self._agents.open(self._pools)
         self._epoll.register(self.inbox.fd, select.EPOLLIN)
+        if self._clusters:
+            self._supply = Supply(self._clusters, self._agents.invitations, self._imports, self.inbox.post)
 
     def _finished(self) -> bool:
         return self._closing and not self.inbox.items and not self._core.tasks
@@ -286,6 +297,8 @@ class Hub:
         now = time.monotonic()
         if (due := self._core.due()) is not None and due <= now:
             self._perform(self._core.tick(now))
+        if self._supply is not None and self._supply.due <= now:
+            self._look_for_supply(self._supply, now)
         self._agents.flush(now)
         self._unsettled.hand_over_news()
         while self._idlers and not self._unsettled and not self.inbox.items:
@@ -300,7 +313,8 @@ class Hub:
         elif dozing:
             patience = min(patience or DOZE, DOZE)
         else:
-            due = min(filter(None, (self._agents.due(), self._core.due())), default=None)
+            supply = None if self._supply is None else self._supply.due
+            due = min(filter(None, (self._agents.due(), self._core.due(), supply)), default=None)
             if due is not None:
                 patience = max(0.0, min(due - time.monotonic(), patience or due))
         ready = self._epoll.poll(patience)
@@ -364,6 +378,8 @@ class Hub:
         now, hello = time.monotonic(), worker.member.hello
         ends = None if hello.remaining is None else now + hello.remaining
         self.recorder.joined(worker.id, worker.title, worker.pools, time.time())
+        if self._supply is not None:
+            self._supply.joined(hello.launch, worker.id, worker.pools, now)
         self._perform(self._core.joined(worker.id, worker.pools, now, ends, hello.group))
 
     def _take_in(self, worker: Worker) -> None:
@@ -454,6 +470,8 @@ class Hub:
 
     def _on_agent_end(self, gone: Gone) -> None:
         self.recorder.left(gone.worker.id, time.time())
+        if self._supply is not None:
+            self._supply.left(gone.worker.id)
         if gone.worker.launch is None:
             log.log(logging.DEBUG if self._finished() else logging.WARNING, "%s", gone.reason)
             self._perform(self._core.lost(gone.worker.id, gone.reason, time.monotonic()))
@@ -467,6 +485,15 @@ class Hub:
             log.warning("%s; another one is started. Its log: %s", gone.reason, gone.log or "(empty)")
             self._agents.replace(gone.worker.pools)
         self._perform(self._core.lost(gone.worker.id, gone.reason, time.monotonic()))
+
+    # --- clusters -----------------------------------------------------------------------------------------------------
+
+    def _look_for_supply(self, supply: Supply, now: float) -> None:
+        """More agents where tasks wait, fewer where none do."""
+        if not self._closing or self._core.tasks:
+            supply.look(now, self._core.waiting, list(self._core.workers.values()))
+        if supply.hopeless and not self._core.workers and self._core.tasks:
+            self._fail(AgentFailed(f"no agent will come: {supply.hopeless}"), None)
 
     # --- ends ---------------------------------------------------------------------------------------------------------
 
@@ -500,6 +527,8 @@ class Hub:
         with contextlib.ExitStack() as steps:  # from the last to the first; each is taken whatever comes of the others
             steps.callback(self._give_back)
             steps.callback(self._agents.close)
+            if self._supply is not None:
+                steps.callback(self._supply.close)
             steps.callback(self.delivery.close)
             steps.callback(self._unsettled.hand_over_news)
             steps.callback(self._ended.set)

@@ -59,11 +59,12 @@ class Invitations:
         self._usable: dict[str, Invitation] = {}
 
     def invite(
-        self, count: int, seconds: float, host: str | None, port: int | None, imports: list[str]
-    ) -> Invitation:
+        self, count: int, seconds: float, host: str | None, port: int | None, imports: list[str],
+        directory: str | None = None,
+    ) -> Invitation:  # fmt: skip
         """Let ``count`` agents join over the network that have the ``imports``, within ``seconds``.
 
-        Raises ListenError, NetworkUnsafe.
+        The file lies in ``directory``, a private one; None: in that of the session. Raises ListenError, NetworkUnsafe.
         """
         _check_descriptors(count)
         network = self.network or self._listen(host, port)
@@ -75,7 +76,8 @@ class Invitations:
             path=local.absolute_path(), imports=imports, server_key=network.server_key.decode(),
             public_key=public.decode(), secret_key=secret.decode(),
         )  # fmt: skip
-        path = self._directories.write_private(f"invitation-{launch}.json", write_connection(connection))
+        name = os.path.join(directory or self._directories.main, f"invitation-{launch}.json")
+        path = local.write_private(name, write_connection(connection))
         invitation = self._usable[launch] = Invitation(path, launch, tuple(network.endpoints))
         return invitation
 

@@ -35,18 +35,18 @@ class SessionDirectories:
         """Where the hub's socket is."""
         return os.path.join(self.main, "hub")
 
-    def write_private(self, name: str, data: bytes) -> str:
-        """Write a new file that only we may read; gives its path."""
-        path = os.path.join(self.main, name)
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with open(fd, "wb") as file:
-            os.fchmod(fd, 0o600)
-            file.write(data)
-        return path
-
     def remove(self) -> None:
         """Remove them with all that is in them."""
         directories.remove(self.stores)
+
+
+def write_private(path: str, data: bytes) -> str:
+    """Write a new file that only we may read; gives its path."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with open(fd, "wb") as file:
+        os.fchmod(fd, 0o600)
+        file.write(data)
+    return path
 
 
 @dataclass(slots=True, eq=False)

@@ -50,6 +50,10 @@ def main(role: str, directory: str) -> None:
         from worker_agent import __main__ as agent
 
         agent.main([], python=sys.argv[2:])
+    if role == "invited":
+        from worker_agent import __main__ as agent
+
+        agent.main(sys.argv[2:])
     sys.modules["__main__"] = type(sys)("__main__")
     sys.argv[:] = [""]
     if release is not None:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from executor.core import effects
 from executor.core.dependents import CANCELLED, FAILED, OK, Condition, Dependents
 from executor.core.effects import Effect
-from executor.core.model import Lane, LaneId, Queue, Task, TaskState, Worker, WorkerId
+from executor.core.model import Lane, LaneId, Queue, Task, TaskClass, TaskState, Worker, WorkerId
 from executor.core.needs import Needs
 from executor.core.placement import Placement
 from executor.core.retries import failure, has_succeeded
@@ -52,6 +52,11 @@ class Scheduler:
     def has_backlog(self) -> bool:
         """Whether tasks wait for room."""
         return self._placement.has_backlog
+
+    @property
+    def waiting(self) -> list[TaskClass]:
+        """The classes whose tasks wait for room."""
+        return [of for of in self._placement.news.classes.values() if of.waits]
 
     @property
     def running(self) -> int:

@@ -1,0 +1,1 @@
+"""Batch systems: one file for each, text in and text out; what runs their commands; batch jobs."""

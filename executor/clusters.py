@@ -1,0 +1,122 @@
+"""Where agents come from: values for ``HPCExecutor(cluster=...)``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from executor.batch.request import JobRequest
+from executor.batch.slurm import SlurmSystem
+from executor.batch.system import BatchSystem
+from executor.checks import check_duration
+from executor.core.allocations import Policy
+from executor.quantities import parse_size
+from worker_agent.declared import parse_pools
+from worker_agent.pools import Pool
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchCluster:
+    """Nodes that a batch system grants: agents run there in allocations that follow what waits.
+
+    :param nodes: how many nodes there may be at a time, or (least, most).
+    :param nodes_per_job: how many of them each allocation has.
+    :param time: how long an allocation lasts: a duration.
+    :param idle_timeout: a duration after which an allocation without work is given back.
+    :param cpus, memory, gpus: what each node is asked for; without ``cpus`` it is asked for as a whole.
+    :param queue, account: as the site calls them; None: its defaults.
+    :param prologue: lines of shell that the job script begins with, such as ``module load cuda``.
+    :param directives: further options of the batch system, as they stand.
+    :param omit: options of ours that the site does not want, such as ``--mem``.
+    :param python: the Python of the agents there; None: the one that runs here. It needs what we need.
+    :param run_dir: a directory that the nodes see too, for connection data and logs.
+        None: ``hpc-executor`` in $XDG_STATE_HOME, or in ``~/.local/state``.
+    :param poll: a duration between two questions to the batch system, 10 s at least by default.
+    """
+
+    nodes: int | tuple[int, int] = 1
+    nodes_per_job: int = 1
+    time: float | str = "1h"
+    idle_timeout: float | str = "5m"
+    cpus: int | None = None
+    memory: int | str | None = None
+    gpus: int | None = None
+    queue: str | None = None
+    account: str | None = None
+    prologue: str = ""
+    directives: Sequence[str] = ()
+    omit: Sequence[str] = ()
+    python: str | None = None
+    run_dir: str | None = None
+    host: str | None = None
+    port: int | None = None
+    poll: float | str = "10s"
+    resources: Mapping[str, Any] = field(default_factory=dict)
+
+    def system(self) -> BatchSystem:
+        """The batch system."""
+        raise NotImplementedError
+
+    @property
+    def pools(self) -> list[Pool] | None:
+        """What an agent there will have, as far as it is asked for; None: nobody knows."""
+        if self.cpus is None:
+            return None
+        asked = {"cpus": self.cpus, "memory": self.memory, "gpus": self.gpus, **self.resources}
+        return parse_pools({name: what for name, what in asked.items() if what is not None})
+
+    @property
+    def seconds(self) -> float:
+        """How long an allocation lasts."""
+        return check_duration("time", self.time, 60.0)
+
+    @property
+    def seconds_between_polls(self) -> float:
+        """How often the batch system is asked."""
+        return check_duration("poll", self.poll, 0.1)
+
+    @property
+    def policy(self) -> Policy:
+        """How many, and for how long."""
+        least, most = self.nodes if isinstance(self.nodes, tuple) else (0, self.nodes)
+        if not 0 <= least <= most or most < 1:
+            raise ValueError(
+                f"nodes={self.nodes!r}: expected how many at most, or (least, most) with 0 <= least <= most"
+            )
+        return Policy(least, most, min(self.nodes_per_job, most), check_duration("idle_timeout", self.idle_timeout))
+
+    def request(self, name: str, nodes: int, command: str, log: str) -> JobRequest:
+        """An allocation with so many nodes that runs the command on one of them."""
+        return JobRequest(
+            command, name, nodes, cpus=self.cpus, gpus=self.gpus, time=self.seconds, queue=self.queue,
+            memory=None if self.memory is None else math.ceil(parse_size(self.memory)), account=self.account,
+            stdout=log, prologue=self.prologue, exclusive=self.cpus is None, directives=tuple(self.directives),
+            omit=frozenset(self.omit),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slurm(BatchCluster):
+    """Nodes that Slurm grants. ``partition`` is Slurm's word for ``queue``."""
+
+    partition: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.partition is not None:
+            object.__setattr__(self, "queue", self.partition)
+
+    def system(self) -> BatchSystem:
+        return SlurmSystem()
+
+
+def check_clusters(cluster: BatchCluster | Sequence[BatchCluster] | None) -> list[BatchCluster]:
+    """The clusters, in their order. Raises TypeError for what is none, ValueError for settings that make no sense."""
+    clusters = [] if cluster is None else [cluster] if isinstance(cluster, BatchCluster) else list(cluster)
+    for each in clusters:
+        if not isinstance(each, BatchCluster):
+            raise TypeError(f"cluster={each!r}: expected a cluster such as Slurm(nodes=(0, 4)), or a list of such")
+        each.system().script(each.request("check", 1, "true", "log"))
+        _ = each.policy
+    return clusters

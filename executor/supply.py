@@ -1,0 +1,228 @@
+"""The supply of agents by clusters: allocations are asked for, and what becomes of them is told.
+
+    hub --what waits--> core/demand.py --> core/allocations.py --effects--> Supply --> batch/allocator.py
+    agents' hellos, records of jobs --> Supply --> core/allocations.py
+
+Used from the hub's thread, but for what the allocator tells, which is passed on to it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import shlex
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from executor.batch.allocator import Allocator, Guard
+from executor.batch.states import JobRecord, JobStatus
+from executor.clusters import BatchCluster
+from executor.core import allocations
+from executor.core.allocations import Allocation, AllocationId, Allocations, Ask, GiveBack, GiveUp
+from executor.core.demand import Chance, wanted_agents
+from executor.core.model import TaskClass, Worker, WorkerId
+from executor.invitations import Invitation, Invitations
+from worker_agent import interpreter
+from worker_agent.pools import Pool
+
+log = logging.getLogger("executor")
+
+#: Seconds between two looks at what waits.
+INTERVAL = 1.0
+#: Seconds for which an allocation may wait in a queue: until then its agents may join.
+QUEUE_PATIENCE = 30 * 86400.0
+#: Bytes of the end of an allocation's output that an error quotes.
+_LOG_TAIL = 4000
+
+
+@dataclass(slots=True, eq=False)
+class _Granted:
+    """What we know of an allocation beside what the core knows."""
+
+    invitation: Invitation
+    log: str
+    command: str
+    job: str = ""
+    record: JobRecord | None = None
+
+
+class Supply:
+    """The clusters of an executor."""
+
+    def __init__(
+        self, clusters: Sequence[BatchCluster], invitations: Invitations, imports: list[str],
+        post: Callable[[Callable[[], None]], None],
+    ) -> None:  # fmt: skip
+        """``post`` has a function called on the hub's thread."""
+        self._clusters = clusters
+        self._invitations = invitations
+        self._imports = imports
+        self._post = post
+        self._core = Allocations([cluster.policy for cluster in clusters])
+        self._systems = [cluster.system() for cluster in clusters]
+        self._pools = [cluster.pools for cluster in clusters]
+        self._granted: dict[AllocationId, _Granted] = {}
+        self._by_launch: dict[str, AllocationId] = {}
+        self._name = f"hpc-{secrets.token_hex(4)}"
+        self._directory = _make_directory(clusters)
+        #: when to look again
+        self.due = 0.0
+        #: why no agent will ever come, once that is so
+        self.hopeless = ""
+        guard = Guard([system.cancel_named(self._name) for system in self._systems], [self._directory])
+        poll = min(cluster.seconds_between_polls for cluster in clusters)
+        self._allocator = Allocator(self._systems, poll, self, guard)
+        self._allocator.start()
+
+    # --- what is wanted -----------------------------------------------------------------------------------------------
+
+    def look(self, now: float, classes: Sequence[TaskClass], workers: Sequence[Worker]) -> None:
+        """Ask for what is wanted, and give back what is not."""
+        self.due = now + INTERVAL
+        idle = {worker.id for worker in workers if worker.idle}
+        self._perform(self._core.plan(now, wanted_agents(classes, self._chances()), idle))
+
+    def _chances(self) -> list[Chance]:
+        return [
+            Chance(pools, cluster.seconds, cluster.policy.most)
+            for cluster, pools in zip(self._clusters, self._pools, strict=True)
+        ]
+
+    def _perform(self, effects: Sequence[allocations.Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, Ask):
+                self._ask(effect)
+            elif isinstance(effect, GiveBack):
+                self._give_back(effect)
+            else:
+                self._give_up(effect)
+
+    def _ask(self, ask: Ask) -> None:
+        cluster, system = self._clusters[ask.cluster], self._systems[ask.cluster]
+        invitation = self._invitations.invite(
+            ask.nodes, QUEUE_PATIENCE, cluster.host, cluster.port, self._imports, self._directory
+        )
+        output = os.path.join(self._directory, f"allocation-{ask.allocation}.log")
+        command = _agent_command(cluster, invitation.path)
+        request = cluster.request(self._name, ask.nodes, system.on_each_node(command, ask.nodes), output)
+        self._granted[ask.allocation] = _Granted(invitation, output, shlex.join(system.submit(request).argv))
+        self._by_launch[invitation.launch] = ask.allocation
+        self._allocator.submit(ask.allocation, system, request)
+
+    def _give_back(self, effect: GiveBack) -> None:
+        if effect.why:
+            self._end(effect.allocation, effect.why)
+        self._allocator.cancel(effect.allocation)
+
+    def _give_up(self, effect: GiveUp) -> None:
+        self.hopeless = self._core.hopeless
+        system = self._systems[effect.cluster].name
+        log.warning("%s is asked for nothing more: %d allocations in a row failed. The last one: %s",
+                    system, allocations.FAILURES, effect.reason)  # fmt: skip
+
+    # --- agents -------------------------------------------------------------------------------------------------------
+
+    def joined(self, launch: str, worker: WorkerId, pools: list[Pool], now: float) -> None:
+        """An agent has joined by this launch."""
+        number = self._by_launch.get(launch)
+        allocation = None if number is None else self._core.find(number)
+        if allocation is not None:
+            self._pools[allocation.cluster] = pools
+            self._core.joined(allocation.id, worker, now)
+
+    def left(self, worker: WorkerId) -> None:
+        """An agent is gone."""
+        self._core.left(worker)
+
+    # --- what the allocator tells (its thread) ------------------------------------------------------------------------
+
+    def on_submitted(self, key: int, job: str) -> None:
+        """The batch system has given it an id."""
+        self._post(lambda: self._submitted(AllocationId(key), job))
+
+    def on_refused(self, key: int, why: str) -> None:
+        """It could not be submitted."""
+        self._post(lambda: self._end(AllocationId(key), why))
+
+    def on_record(self, key: int, record: JobRecord) -> None:
+        """It is so now."""
+        self._post(lambda: self._take_record(AllocationId(key), record))
+
+    def _submitted(self, number: AllocationId, job: str) -> None:
+        self._granted[number].job = job
+        self._core.submitted(number, time.monotonic())
+
+    def _take_record(self, number: AllocationId, record: JobRecord) -> None:
+        granted = self._granted.get(number)
+        if granted is None:
+            return
+        granted.record = record
+        if record.status.is_final:
+            self._end(number, f"it {_ended(record)}")
+        elif record.status is JobStatus.RUNNING:
+            self._core.runs(number, time.monotonic())
+        elif record.status is JobStatus.PENDING:
+            self._core.waits(number, time.monotonic())
+
+    def _end(self, number: AllocationId, why: str) -> None:
+        granted = self._granted.pop(number, None)
+        if granted is None:
+            return
+        self._invitations.revoke(granted.invitation.launch)
+        del self._by_launch[granted.invitation.launch]
+        allocation = self._core.find(number)
+        text = "" if allocation is None else self._story(allocation, granted, why)
+        self._perform(self._core.ended(number, text, time.monotonic()))
+
+    def _story(self, allocation: Allocation, granted: _Granted, why: str) -> str:
+        """What happened to an allocation, "" for one that we have cancelled ourselves."""
+        if allocation.cancelled and granted.record is not None and granted.record.status is JobStatus.CANCELLED:
+            return ""
+        what = f"{self._systems[allocation.cluster].name} job {granted.job}" if granted.job else "a job"
+        output = _read_end(granted.log)
+        return f"{what} ({granted.command}): {why}." + (f" The end of its output:\n{output}" if output else "")
+
+    def close(self) -> None:
+        """Cancel all that we have asked for, and clear up."""
+        self._allocator.close()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+
+def _ended(record: JobRecord) -> str:
+    parts = [record.word or record.status.value, record.reason]
+    if record.returncode is not None:
+        parts.append(f"signal {-record.returncode}" if record.returncode < 0 else f"exit status {record.returncode}")
+    return f"ended: {', '.join(filter(None, parts))}" + (f", on {record.hosts}" if record.hosts else "")
+
+
+def _make_directory(clusters: Sequence[BatchCluster]) -> str:
+    """A private one that the nodes see."""
+    state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    said = next((cluster.run_dir for cluster in clusters if cluster.run_dir is not None), None)
+    parent = Path(said if said is not None else os.path.join(state, "hpc-executor")).expanduser().absolute()
+    parent.mkdir(parents=True, exist_ok=True)
+    return tempfile.mkdtemp(prefix=f"{time.strftime('%Y%m%d-%H%M%S')}-", dir=parent)
+
+
+def _agent_command(cluster: BatchCluster, path: str) -> str:
+    """What each node runs. No Python has anything of ours by its name alone: the script finds its package beside it."""
+    words = [cluster.python or sys.executable, "-E", "-P", os.path.abspath(interpreter.__file__), "invited", path]
+    words += [f"--time-limit={cluster.seconds:g}"]
+    for name, what in cluster.resources.items():
+        words.append(f"--resource={name}={what}")
+    return shlex.join(words)
+
+
+def _read_end(path: str) -> str:
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        file.seek(0, os.SEEK_END)
+        file.seek(max(0, file.tell() - _LOG_TAIL))
+        return file.read().decode(errors="replace").strip()
+    return ""
