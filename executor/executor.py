@@ -50,6 +50,7 @@ from executor.mapping import chain, results_of
 from executor.options import DEVNULL, Destination, Stream, TaskOptions, make_options
 from executor.program import Program
 from executor.progress import ProgressBar
+from executor.python_env import SAME_PYTHON, PythonEnv
 from executor.report.making import make_report
 from executor.report.page import render_page
 from executor.report.recorder import Recorder
@@ -199,6 +200,7 @@ class HPCExecutor(_Tasks):
         they are asked.
     :param resources: what this machine has beyond what is found, or in its place: names and what there is, such as
         ``{"fpga": "[a, b]", "memory": "16GiB"}``; see docs/resources.md.
+    :param python_env: the Python of tasks, and what a shell does before it starts.
     :param lease: a duration, at least 1 s: an agent elsewhere that is so long without contact ends its tasks; half
         as long after that they are given to others.
     :raises TypeError, ValueError: for arguments that make no sense.
@@ -218,6 +220,7 @@ class HPCExecutor(_Tasks):
         kill_grace: float = 2.0,
         agents: int | None = None,
         cluster: BatchCluster | Sequence[BatchCluster] | None = None,
+        python_env: PythonEnv = SAME_PYTHON,
         resources: Mapping[str, Any] | None = None,
         lease: float | str = LEASE,
     ) -> None:
@@ -227,7 +230,7 @@ class HPCExecutor(_Tasks):
         check_initializer(initializer)
         packed = None if initializer is None else pack_initializer(initializer, initargs)
         max_tasks = check_max_tasks(max_tasks_per_child)
-        self._surroundings = Surroundings(max_tasks or 0, check_preload(preload), packed)
+        self._surroundings = Surroundings(max_tasks or 0, check_preload(preload), packed, python_env)
         self._kill_grace = check_duration("kill_grace", kill_grace)
         self._clusters = check_clusters(cluster)
         self._agents = check_agents(int(not self._clusters) if agents is None else agents, self._max_workers)

@@ -23,6 +23,7 @@ from executor.core.retries import NO_RETRIES, Retries
 from executor.dependencies import Dependency, read_after
 from executor.errors import OptionTypeError, OptionValueError
 from executor.files import OutputFile, Places, check_names, read_output_file, read_places
+from executor.python_env import PythonEnv
 from executor.quantities import parse_duration, parse_size
 from executor.refusals import did_you_mean, read_named, shown
 from executor.resources import RESOURCE_OPTIONS, change_variants
@@ -97,6 +98,8 @@ class TaskOptions:
     #: of a program: what is put into its private directory, in which it runs then; and what is taken from there
     inputs: Places = ()
     outputs: Places = ()
+    #: the Python that runs it, and its prologue; None: the executor's
+    python_env: PythonEnv | None = None
 
 
 def make_options(base: TaskOptions, /, **changes: object) -> TaskOptions:
@@ -120,6 +123,7 @@ def make_options(base: TaskOptions, /, **changes: object) -> TaskOptions:
     :param pin: "taskset", "omp" or None.
     :param enforce_memory: bool.
     :param memory_on_oom: a factor, more than 1, or None.
+    :param python_env: a :class:`~executor.python_env.PythonEnv`, or None.
     :param after: futures, or a mapping of conditions to futures, see :mod:`executor.dependencies`.
     :param task_dir: bool.
     :param inputs, outputs: mappings of names in the directory of a program to paths (str or PathLike, relative
@@ -311,6 +315,12 @@ def _read_cwd(value: object) -> str | None:
     return None if value is None else _read_path(value, "expected a directory (str or os.PathLike), or None")
 
 
+def _read_python_env(value: object) -> PythonEnv | None:
+    if value is None or isinstance(value, PythonEnv):
+        return value
+    raise TypeError("expected PythonEnv(python=..., prologue=...), or None for that of the executor")
+
+
 def _read_stream(value: object) -> StreamTo | None:
     if value is None or isinstance(value, StreamTo):  # of a job: it knows the task's numbers, too
         return value
@@ -366,6 +376,7 @@ _READERS: dict[str, Callable[[object], object]] = {
     "enforce_memory": _read_bool,
     "memory_on_oom": read_memory_on_oom,
     "after": read_after,
+    "python_env": _read_python_env,
     "task_dir": _read_bool,
     "inputs": lambda value: read_places(value, _read_path),
     "outputs": lambda value: read_places(value, _read_path),

@@ -20,9 +20,10 @@ from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
-from worker_agent import bodies, directories, environments, processes, protocol, spawning, store
+from worker_agent import bodies, directories, processes, protocol, spawning, store
 from worker_agent.attempt import Attempt
 from worker_agent.connection import Connection
+from worker_agent.environments import Environments, make_setup
 from worker_agent.lane import Lane
 from worker_agent.loop import Loop
 from worker_agent.memory import KernelKills, MemoryGuard
@@ -77,7 +78,9 @@ class Agent:
         self._lanes: dict[int, Lane] = {}
         #: lanes that are to be closed when their last interpreter has left
         self._closing: set[int] = set()
-        self._environments: dict[int, protocol.Prepare] = {}
+        self._environments = Environments(self.loop, connection.launch, self._on_environment, self.give_up)
+        #: orders for lanes whose environment is not ready
+        self._held: list[protocol.Give | protocol.Take] = []
         #: those for which no interpreters can be had, as the hub knows
         self._given_up: set[int] = set()
         self._functions: dict[int, protocol.Payload] = {}
@@ -272,6 +275,7 @@ class Agent:
         self._attempts.clear()
         self._starting.clear()
         self._environments.clear()
+        self._held.clear()
         self._given_up.clear()
         self._functions.clear()
         if self._received is not None:
@@ -286,7 +290,7 @@ class Agent:
     # --- orders -------------------------------------------------------------------------------------------------------
 
     def _on_prepare(self, order: protocol.Prepare) -> None:
-        self._environments[order.environment] = environments.complete(order, self._connection.launch)
+        self._environments.add(order)
 
     def _on_define(self, order: protocol.Define) -> None:
         self._functions[order.function] = order.body
@@ -297,15 +301,34 @@ class Agent:
 
     def _on_open(self, order: protocol.Open) -> None:
         environment = self._environments[order.environment]
-        self.templates.expect(environment)
-        setup = environments.make_setup(environment, self._stores)
+        if self._environments.is_ready(order.environment):
+            self.templates.expect(environment)
+        setup = make_setup(environment, self._stores)
         self._lanes[order.lane] = Lane(self, order, environment, setup)
 
+    def _on_environment(self, environment: protocol.Prepare) -> None:
+        """It is ready: its lanes can work."""
+        for lane in self._lanes.values():
+            if lane.environment.environment == environment.environment:
+                lane.enter(environment, make_setup(environment, self._stores))
+        held, self._held = self._held, []
+        for order in held:
+            if order.lane in self._lanes:
+                self._handlers[type(order)](order)
+
     def _on_give(self, order: protocol.Give) -> None:
-        self._lanes[order.lane].give(order.places)
+        lane = self._lanes[order.lane]
+        if self._environments.is_ready(lane.environment.environment):
+            lane.give(order.places)
+        else:
+            self._held.append(order)
 
     def _on_take(self, order: protocol.Take) -> None:
-        self._lanes[order.lane].take(order.count)
+        lane = self._lanes[order.lane]
+        if self._environments.is_ready(lane.environment.environment):
+            lane.take(order.count)
+        else:
+            self._held.append(order)
 
     def _on_close(self, order: protocol.Close) -> None:
         self._closing.add(order.lane)
@@ -473,6 +496,9 @@ class Agent:
         if self.templates.owns(pid):
             self.templates.reaped(pid, status)
             return
+        if self._environments.owns(pid):
+            self._environments.reaped(pid, status)
+            return
         for lane in self._lanes.values():
             if lane.owns(pid):
                 lane.reaped(pid, status, usage)
@@ -480,7 +506,7 @@ class Agent:
         self.strays.kill()  # what it had started is our child now
 
     def _owns(self, pid: int) -> bool:
-        ours = pid in self.programs or self.templates.owns(pid)
+        ours = pid in self.programs or self.templates.owns(pid) or self._environments.owns(pid)
         return ours or any(lane.owns(pid) for lane in self._lanes.values())
 
 

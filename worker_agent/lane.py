@@ -83,6 +83,10 @@ class Lane:
         #: with the names of its nodes
         self._files: list[str] = []
 
+    def enter(self, environment: protocol.Prepare, setup: runner.Setup) -> None:
+        """Its environment is ready. There are no places before."""
+        self.environment, self._setup = environment, setup
+
     def give(self, places: Sequence[Place]) -> None:
         """Further places; the first of them tells what its tasks see."""
         if not self._encoded:

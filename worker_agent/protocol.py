@@ -188,6 +188,10 @@ class Prepare(msgspec.Struct, array_like=True, frozen=True, tag="prepare", kw_on
     runs, 0 for any number. ``initializer`` is a pickled ``(function, args)``. ``authkey`` lets tasks use proxies of
     multiprocessing's managers; ``argv`` is the submitter's ``sys.argv``,
     ``version`` its Python, such as "3.12.1".
+
+    ``prologue`` is shell text that ``shell`` runs first, once on each agent; the variables that it leaves are those of
+    the environment. ``foreign``: the interpreter is another than the submitter's, and keeps its own ``sys.path`` behind
+    ``path``.
     """
 
     environment: int
@@ -203,6 +207,9 @@ class Prepare(msgspec.Struct, array_like=True, frozen=True, tag="prepare", kw_on
     authkey: bytes | None = None
     argv: list[str] = []
     version: str = ""
+    prologue: str = ""
+    shell: str = "bash"
+    foreign: bool = False
 
     def starts_like(self, python: list[str], env: Mapping[str, str]) -> bool:
         """Whether an interpreter that was started so, with these variables, can become one of this environment."""

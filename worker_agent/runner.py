@@ -56,6 +56,7 @@ class Setup(NamedTuple):
     authkey: bytes | None
     argv: list[str]
     version: str
+    foreign: bool
     env: dict[str, str | None]
     cpus: list[int]
 
@@ -412,7 +413,7 @@ def prepare(setup: Setup) -> None:
         what = f"it is Python {sys.version.split()[0]} and the submitter's is Python {setup.version}"
         raise RuntimeError(f"{what}: functions cannot travel between them (programs can)")
     enter(None, setup.env)
-    sys.path[:] = setup.path
+    sys.path[:] = [*setup.path, *sys.path] if setup.foreign else setup.path
     sys.argv[:] = setup.argv
     os.environ[store.SESSION_STORES] = os.pathsep.join(setup.stores)
     os.chdir(setup.cwd)
