@@ -15,8 +15,16 @@ _ANY = ("0.0.0.0", "::")  # noqa: S104  asked for by the user only
 _OUTSIDE = ((socket.AF_INET, "198.51.100.1"), (socket.AF_INET6, "2001:db8::1"))
 
 
-def address_to_listen_on(host: str | None) -> str:
-    """The numeric address to listen on."""
+#: Every address of this machine that others may reach, each by itself: for nodes of which nobody knows the network.
+ROUTABLE = "routable"
+
+
+def addresses_to_listen_on(host: str | None) -> list[str]:
+    """The numeric addresses to listen on, the likeliest to be reached first."""
+    return addresses_for_others(_ANY[0]) if host == ROUTABLE else [_address(host)]
+
+
+def _address(host: str | None) -> str:
     if host is None:
         return _outward_address() or "127.0.0.1"
     if host == "*":
@@ -64,6 +72,11 @@ def addresses_for_others(address: str) -> list[str]:
 def _is_for_others(address: str) -> bool:
     parsed = ipaddress.ip_address(address)
     return not (parsed.is_loopback or parsed.is_link_local)
+
+
+def by_name(endpoint: str) -> str:
+    """The same port, at this machine's name: where others have it under an address that we do not know."""
+    return f"tcp://{socket.gethostname()}:{endpoint.rpartition(':')[2]}"
 
 
 def endpoint(address: str, port: int | str) -> str:

@@ -33,6 +33,9 @@ class BatchCluster:
     :param python: the Python of the agents there; None: the one that runs here. It needs what we need.
     :param run_dir: a directory that the nodes see too, for connection data and logs.
         None: ``hpc-executor`` in $XDG_STATE_HOME, or in ``~/.local/state``.
+    :param host: the address, name or network interface of this machine at which agents reach it; None: all addresses
+        that others may reach, and its name, which the agents try at the same time.
+    :param port: None: any that is free.
     :param poll: a duration between two questions to the batch system, 10 s at least by default.
     """
 

@@ -27,7 +27,7 @@ from executor.calls import Request
 from executor.clusters import BatchCluster
 from executor.core import effects
 from executor.core.explain import explain
-from executor.core.model import Task
+from executor.core.model import Task, WorkerId
 from executor.core.scheduler import Scheduler
 from executor.counts import Counts
 from executor.delivery import CANCELLED, Delivery
@@ -285,7 +285,9 @@ class Hub:
         self._agents.open(self._pools)
         self._epoll.register(self.inbox.fd, select.EPOLLIN)
         if self._clusters:
-            self._supply = Supply(self._clusters, self._agents.invitations, self._imports, self.inbox.post)
+            self._supply = Supply(
+                self._clusters, self._agents.invitations, self._imports, self.inbox.post, self._drain
+            )
 
     def _finished(self) -> bool:
         return self._closing and not self.inbox.items and not self._core.tasks
@@ -409,7 +411,7 @@ class Hub:
         elif isinstance(report, protocol.Warn):
             self._agents.warn(worker, report.text)
         elif isinstance(report, protocol.Leaving):
-            self._agents.warn(worker, f"the agent is about to leave: {report.reason}")
+            log.info("%s: the agent is about to leave: %s", worker.title, report.reason)
         return True
 
     def _counts(self, worker: Worker, report: protocol.Unprepared) -> bool:
@@ -473,7 +475,8 @@ class Hub:
         if self._supply is not None:
             self._supply.left(gone.worker.id)
         if gone.worker.launch is None:
-            log.log(logging.DEBUG if self._finished() else logging.WARNING, "%s", gone.reason)
+            planned = self._finished() or gone.worker.id in self._core.leaving
+            log.log(logging.INFO if planned else logging.WARNING, "%s", gone.reason)
             self._perform(self._core.lost(gone.worker.id, gone.reason, time.monotonic()))
             return
         if gone.worker.member is None:
@@ -494,6 +497,10 @@ class Hub:
             supply.look(now, self._core.waiting, list(self._core.workers.values()))
         if supply.hopeless and not self._core.workers and self._core.tasks:
             self._fail(AgentFailed(f"no agent will come: {supply.hopeless}"), None)
+
+    def _drain(self, worker: WorkerId) -> None:
+        """It gets nothing more: it is about to be told to leave."""
+        self._perform(self._core.receive(worker, [protocol.Leaving("its allocation is given back")], time.monotonic()))
 
     # --- ends ---------------------------------------------------------------------------------------------------------
 

@@ -77,19 +77,20 @@ class Network:
     def listen(self, host: str | None = None, port: Ports = None) -> list[str]:
         """Listen, and say at which endpoints agents can reach us. Raises ListenError.
 
-        ``host`` is an address, a name or a network interface of this machine, or ``"*"`` for all; by default the
-        address on the way out. ``port`` is one, or the first and the last of a range; by default any that is free.
+        ``host`` is an address, a name or a network interface of this machine, ``"routable"`` for all addresses that
+        others may reach, or ``"*"`` for all there are; by default the address on the way out. ``port`` is one, or the
+        first and the last of a range; by default any that is free.
         """
         if self._router is None:
-            address = addresses.address_to_listen_on(host)
             router = self._make_router()
             try:
-                number = _bind(router, address, port)
+                self.endpoints = _bind_all(router, addresses.addresses_to_listen_on(host), port)
+                if host == addresses.ROUTABLE:
+                    self.endpoints.append(addresses.by_name(self.endpoints[0]))
             except BaseException:
                 router.close()
                 raise
             self._router = router
-            self.endpoints = [addresses.endpoint(each, number) for each in addresses.addresses_for_others(address)]
         return list(self.endpoints)
 
     def _make_router(self) -> zmq.Socket[Any]:
@@ -277,6 +278,23 @@ def _receive(source: zmq.Socket[Any]) -> list[zmq.Frame]:
         return [] if source.closed else source.recv_multipart(zmq.NOBLOCK, copy=False)
     except zmq.Again:
         return []
+
+
+def _bind_all(router: zmq.Socket[Any], hosts: list[str], port: Ports) -> list[str]:
+    """Bind to as many of the addresses as can be had, one at least; gives the endpoints for others."""
+    endpoints, failures = [], []
+    for host in hosts:
+        try:
+            number = _bind(router, host, port)
+        except ListenError as error:
+            failures.append(error)
+        else:
+            endpoints += [addresses.endpoint(each, number) for each in addresses.addresses_for_others(host)]
+    if not endpoints:
+        raise failures[0]
+    for failure in failures:
+        log.warning("agents cannot use an address of this machine: %s", failure)
+    return endpoints
 
 
 def _bind(router: zmq.Socket[Any], address: str, port: Ports) -> int:

@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from executor.addresses import ROUTABLE
 from executor.batch.allocator import Allocator, Guard
 from executor.batch.states import JobRecord, JobStatus
 from executor.clusters import BatchCluster
@@ -58,9 +59,10 @@ class Supply:
 
     def __init__(
         self, clusters: Sequence[BatchCluster], invitations: Invitations, imports: list[str],
-        post: Callable[[Callable[[], None]], None],
+        post: Callable[[Callable[[], None]], None], drain: Callable[[WorkerId], None],
     ) -> None:  # fmt: skip
-        """``post`` has a function called on the hub's thread."""
+        """``post`` has a function called on the hub's thread; ``drain`` lets an agent get nothing more."""
+        self._drain = drain
         self._clusters = clusters
         self._invitations = invitations
         self._imports = imports
@@ -70,6 +72,8 @@ class Supply:
         self._pools = [cluster.pools for cluster in clusters]
         self._granted: dict[AllocationId, _Granted] = {}
         self._by_launch: dict[str, AllocationId] = {}
+        self._host = next((each.host for each in clusters if each.host is not None), ROUTABLE)
+        self._port = next((each.port for each in clusters if each.port is not None), None)
         self._name = f"hpc-{secrets.token_hex(4)}"
         self._directory = _make_directory(clusters)
         #: when to look again
@@ -107,7 +111,7 @@ class Supply:
     def _ask(self, ask: Ask) -> None:
         cluster, system = self._clusters[ask.cluster], self._systems[ask.cluster]
         invitation = self._invitations.invite(
-            ask.nodes, QUEUE_PATIENCE, cluster.host, cluster.port, self._imports, self._directory
+            ask.nodes, QUEUE_PATIENCE, self._host, self._port, self._imports, self._directory
         )
         output = os.path.join(self._directory, f"allocation-{ask.allocation}.log")
         command = _agent_command(cluster, invitation.path)
@@ -117,6 +121,9 @@ class Supply:
         self._allocator.submit(ask.allocation, system, request)
 
     def _give_back(self, effect: GiveBack) -> None:
+        allocation = self._core.find(effect.allocation)
+        for worker in list(allocation.workers) if allocation is not None else ():
+            self._drain(worker)
         if effect.why:
             self._end(effect.allocation, effect.why)
         self._allocator.cancel(effect.allocation)
@@ -185,9 +192,11 @@ class Supply:
         """What happened to an allocation, "" for one that we have cancelled ourselves."""
         if allocation.cancelled and granted.record is not None and granted.record.status is JobStatus.CANCELLED:
             return ""
-        what = f"{self._systems[allocation.cluster].name} job {granted.job}" if granted.job else "a job"
+        if not granted.job:
+            return why  # it was refused: that tells the command
         output = _read_end(granted.log)
-        return f"{what} ({granted.command}): {why}." + (f" The end of its output:\n{output}" if output else "")
+        what = f"{self._systems[allocation.cluster].name} job {granted.job} ({granted.command}): {why}."
+        return what + (f" The end of its output:\n{output}" if output else "")
 
     def close(self) -> None:
         """Cancel all that we have asked for, and clear up."""

@@ -608,7 +608,8 @@ def test_an_interface_that_is_down_and_link_local_addresses_are_not_advertised(m
     monkeypatch.setattr(addresses, "_outward_address", lambda: "192.168.3.4")
     assert addresses.addresses_for_others("0.0.0.0") == ["192.168.3.4", "10.0.0.7", "10.0.0.8"]
     assert addresses.addresses_for_others("::") == ["192.168.3.4", "10.0.0.7", "fd00::7", "10.0.0.8"]
-    assert addresses.address_to_listen_on("ib0") == "10.0.0.7"
+    assert addresses.addresses_to_listen_on("ib0") == ["10.0.0.7"]
+    assert addresses.addresses_to_listen_on(addresses.ROUTABLE) == ["192.168.3.4", "10.0.0.7", "10.0.0.8"]
 
 
 @pytest.mark.parametrize("host", ["no.such.name.invalid", "198.51.100.7", "not a name"])
@@ -620,7 +621,7 @@ def test_a_host_that_is_not_ours_says_so(network: Network, host: str) -> None:
 def test_a_name_that_has_loopback_first_means_the_other_address(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = [(0, 0, 0, "", ("127.0.1.1", 0)), (0, 0, 0, "", ("10.1.2.3", 0))]
     monkeypatch.setattr(addresses.socket, "getaddrinfo", lambda *_, **__: answers)
-    assert addresses.address_to_listen_on("myself") == "10.1.2.3"
+    assert addresses.addresses_to_listen_on("myself") == ["10.1.2.3"]
 
 
 # ---- the proof
@@ -796,7 +797,9 @@ def test_the_first_endpoint_that_answers_is_taken(
     assert service.network.send(identity, b"pong")
     assert service.until(lambda: peer.poll(0) and peer.recv(), peer) == b"pong"
     lines = capfd.readouterr().err.splitlines()
-    assert [line.partition(" ")[0] for line in lines] == ["nonsense", nobody, silent, service.endpoint]
+    said = dict(line.split(" ", 1) for line in lines)
+    assert set(said) == {"nonsense", nobody, silent, service.endpoint}
+    assert said[service.endpoint] == "is connected"
 
 
 def test_an_error_says_what_became_of_each_endpoint(service: Service, nobody: str, silent: str) -> None:

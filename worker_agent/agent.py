@@ -46,6 +46,8 @@ ANNOUNCE = 0.005
 FENCE_PATIENCE = 5.0
 #: Seconds that an agent which was told to leave takes to tell the hub, beyond the grace of its tasks.
 LEAVE_PATIENCE = 5.0
+#: Seconds before the end of its time at which an agent begins to leave; a tenth of its time, if that is shorter.
+LAST_MOMENT = 10.0
 
 
 class Agent:
@@ -122,6 +124,7 @@ class Agent:
         """Until the hub says so, the client is gone, or a signal comes."""
         self._watch_client()
         self._watch_children()
+        self._watch_time()
         wire = self._wire
         wire.connect()
         try:
@@ -174,12 +177,22 @@ class Agent:
         if self._told_to_leave and os.getppid() != self._supervisor:
             self._leave("its supervisor was killed")  # the signal is the kernel's: see supervisor.py
         elif self._told_to_leave and not self._leaving:
-            self._give_back_everything()
+            self._give_back_everything("it was told to (SIGTERM)")
 
-    def _give_back_everything(self) -> None:
+    def _watch_time(self) -> None:
+        """Leave a moment before who has started us ends us."""
+        left = self._offer.remaining
+        if left is not None:
+            self.loop.call_in(left - min(LAST_MOMENT, left / 10), self._on_time_over)
+
+    def _on_time_over(self) -> None:
+        if not self._leaving:
+            self._give_back_everything("its time is over")
+
+    def _give_back_everything(self, why: str) -> None:
         """Leave, but in peace: nothing new starts, what runs may end within its grace, the rest others run."""
         self._stopping = self._leaving = True
-        self.report(protocol.Leaving("it was told to (SIGTERM)"))
+        self.report(protocol.Leaving(why))
         attempts = list(self._attempts.values())
         for attempt in attempts:
             self._lanes[attempt.order.lane].give_back(attempt)

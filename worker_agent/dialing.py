@@ -1,7 +1,7 @@
 """How an agent on another machine connects to its hub: encrypted, and only to a hub that has the key it was told.
 
 An endpoint may be one of several addresses of the hub's machine, not all of which can be reached from here. They are
-tried one after the other: a socket that is connected to all at once would spread its messages over them.
+tried at the same time, each by a socket of its own: one that is connected to several spreads its messages over them.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Attempt:
 
     def __init__(self, socket: zmq.Socket[Any], endpoint: str) -> None:
         """Begin; raises zmq.ZMQError if the endpoint makes no sense."""
-        self.socket = socket
+        self.socket, self.endpoint = socket, endpoint
         # pyzmq's get_monitor_socket makes the name from a descriptor, which may be that of an attempt just closed
         address = f"inproc://attempt-{os.urandom(8).hex()}"
         socket.monitor(address, sum(_ENDS))
@@ -113,29 +113,70 @@ def dial(
     secret_key: bytes,
     patience: float = PATIENCE,
 ) -> tuple[zmq.Socket[Any], str]:
-    """A connected socket, and the first of the endpoints that it could be connected to.
+    """A connected socket, and which of the endpoints it is connected to: the first that answers.
 
-    Raises ConnectionError, which says what became of each, if none can be reached within ``patience`` seconds.
+    Raises ConnectionError, which says what became of each, if none does within ``patience`` seconds.
     """
-    failures = []
-    for endpoint in endpoints:
-        socket = agent_socket(context, server_key, public_key, secret_key, ipv6="[" in endpoint)
-        outcome, text = _try(socket, endpoint, patience)
-        processes.say(f"{endpoint} {text}")
-        if outcome is zmq.Event.HANDSHAKE_SUCCEEDED:
-            return socket, endpoint
-        socket.close(linger=0)
-        failures.append(f"{endpoint} {text}")
-    raise ConnectionError(f"the hub cannot be reached: {'; '.join(failures) or 'it has told no endpoint'}")
-
-
-def _try(socket: zmq.Socket[Any], endpoint: str, patience: float) -> tuple[zmq.Event | None, str]:
+    round_ = _Round()
     try:
-        attempt = Attempt(socket, endpoint)
-    except zmq.ZMQError as error:
-        return None, f"cannot be dialled: {error.strerror}"
-    try:
-        outcome = attempt.wait(patience)
+        for endpoint in endpoints:
+            round_.begin(agent_socket(context, server_key, public_key, secret_key, ipv6="[" in endpoint), endpoint)
+        connected = round_.wait(patience)
     finally:
+        round_.close()
+    if connected is None:
+        raise ConnectionError(f"the hub cannot be reached: {'; '.join(round_.failures) or 'it has told no endpoint'}")
+    return connected.socket, connected.endpoint
+
+
+class _Round:
+    """Attempts that are made at the same time."""
+
+    def __init__(self) -> None:
+        self._attempts: dict[zmq.Socket[Any], Attempt] = {}
+        #: what became of the others, in sentences
+        self.failures: list[str] = []
+
+    def begin(self, socket: zmq.Socket[Any], endpoint: str) -> None:
+        """One more."""
+        try:
+            attempt = Attempt(socket, endpoint)
+        except zmq.ZMQError as error:
+            socket.close(linger=0)
+            self._fail(f"{endpoint} cannot be dialled: {error.strerror}")
+        else:
+            self._attempts[attempt.monitor] = attempt
+
+    def wait(self, patience: float) -> Attempt | None:
+        """The first that is connected; None: none is, after so many seconds."""
+        end = time.monotonic() + patience
+        while self._attempts and (left := end - time.monotonic()) > 0:
+            zmq.select(list(self._attempts), [], [], left)
+            for attempt in list(self._attempts.values()):
+                outcome = attempt.outcome()
+                if outcome is zmq.Event.HANDSHAKE_SUCCEEDED:
+                    processes.say(f"{attempt.endpoint} {_ENDS[outcome]}")
+                    return self._take(attempt)
+                if outcome is not None:
+                    self._give_up(attempt, _ENDS[outcome])
+        for attempt in list(self._attempts.values()):
+            self._give_up(attempt, f"gave no answer in {patience:g} s")
+        return None
+
+    def _take(self, attempt: Attempt) -> Attempt:
+        del self._attempts[attempt.monitor]
         attempt.stop()
-    return outcome, f"gave no answer in {patience:g} s" if outcome is None else _ENDS[outcome]
+        return attempt
+
+    def _give_up(self, attempt: Attempt, why: str) -> None:
+        self._take(attempt).socket.close(linger=0)
+        self._fail(f"{attempt.endpoint} {why}")
+
+    def _fail(self, text: str) -> None:
+        processes.say(text)
+        self.failures.append(text)
+
+    def close(self) -> None:
+        """Drop those that are not decided."""
+        for attempt in list(self._attempts.values()):
+            self._give_up(attempt, "has not answered yet")
