@@ -151,8 +151,11 @@ class _Tasks(Executor):
     def submit_job(self, job: Job, /) -> SubmittedJob:
         """Run the tasks of a job; their options are laid over those of this executor or view.
 
-        Raises JobError if its tasks cannot be run in any order; then nothing of it runs.
+        Raises JobError if its tasks cannot be run in any order, UnsatisfiableRequest if one needs what no agent has,
+        TypeError for what is no Job; then nothing of it runs.
         """
+        if not isinstance(job, Job):
+            raise TypeError(f"job={job!r}: expected a Job; Job.from_file() makes one of a job file")
         return SubmittedJob(self, job, self._owner()._job_numbers)
 
     def map(
@@ -344,7 +347,7 @@ class HPCExecutor(_Tasks):
             hub = self._open_hub()
         program = fn if isinstance(fn, Program) else None
         options = view._options
-        if options.variants is not ONE_CPU_EACH and options.variants not in self._possible:
+        if options.variants is not ONE_CPU_EACH:
             self._check_possible(options.variants, options.name or _name(fn))
         future = TaskFuture(next(self._task_numbers), options.name or _name(fn), time.time())
         environment = self._surroundings.order(options, "exec" if program is not None else self._start_method)
@@ -367,7 +370,6 @@ class HPCExecutor(_Tasks):
                 raise
             hub.recorder.refused(future, error)
             future.set_exception(error)
-            hub.count_refused()
             return future
         future._control = hub
         checked = program is None or program.check
@@ -379,7 +381,9 @@ class HPCExecutor(_Tasks):
         return future
 
     def _check_possible(self, variants: Variants, name: str) -> None:
-        """Refuse what no agent can ever run; who has invited others is only warned."""
+        """Refuse what no agent can ever run; who has invited others is only warned. Looks at each once."""
+        if variants in self._possible:
+            return
         pools = detection.divided(self._pools, self._agents) if self._agents else []
         if self._has_invited and self._hub is not None:
             pools += self._hub.pools()
@@ -517,8 +521,10 @@ def _settings(options: TaskOptions, grace: float) -> protocol.Settings | None:
 
 def _stream(options: TaskOptions) -> protocol.StreamTo | None:
     """Where stdout and stderr go, those of them that go to stream files."""
+    if options.stream is None:
+        return None
     stdout, stderr = (destination is Stream.STREAM for destination in (options.stdout, options.stderr))
-    if options.stream is None or not (stdout or stderr):
+    if not (stdout or stderr):
         return None
     name = options.stream.name or options.name or ""
     sendable = name.encode(errors="replace").decode()

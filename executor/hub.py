@@ -86,7 +86,7 @@ class Hub:
         self._hurry = False
         self._failed_launches = 0
         #: who waits until no task is left
-        self._idlers: list[queue.SimpleQueue[bool]] = []
+        self._idlers: list[queue.SimpleQueue[int]] = []
         self._epoll = select.epoll()
         self._agents = Agents(self.session, self.directories, self._epoll, lease)
         self._orders = Orders(self._agents, self.environments)
@@ -134,17 +134,13 @@ class Hub:
         return self._call(self._count) or self._count()  # once it has ended, nothing changes any more
 
     def _count(self) -> Counts:
-        return self._unsettled.counts(self._core.running)
-
-    def count_refused(self) -> None:
-        """A task could not be pickled, and has failed before it came here."""
-        self.inbox.post(self._unsettled.count_refused)
+        return self.recorder.counts(self._core.running)
 
     def wait_idle(self) -> None:
-        """Wait until no task is left."""
-        answer: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        """Wait until no task is left, and each is counted."""
+        answer: queue.SimpleQueue[int] = queue.SimpleQueue()
         self.inbox.post(lambda: self._idlers.append(answer))
-        self._wait_answer(answer)
+        self.recorder.wait_settled(self._wait_answer(answer) or 0)
 
     def close(self) -> None:
         """End when all tasks have ended."""
@@ -289,7 +285,7 @@ class Hub:
         self._agents.flush(now)
         self._unsettled.hand_over_news()
         while self._idlers and not self._unsettled and not self.inbox.items:
-            self._idlers.pop().put(True)
+            self._idlers.pop().put(self.recorder.to_settle)
 
     def _wait(self, patience: float | None) -> None:
         dozing = self._took_tasks and self._core.has_backlog

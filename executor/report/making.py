@@ -47,9 +47,8 @@ _NOTHING = Timeline(0.0, 1.0, [], [], [])
 
 
 def _make_counts(ends: Ends, attempts: int) -> Counts:
-    ended = ends.finished + ends.failed + ends.aborted + ends.cancelled
     return Counts(
-        ends.submitted, ends.finished, ends.failed, ends.aborted, ends.cancelled, max(0, ends.submitted - ended),
+        ends.submitted, ends.finished, ends.failed, ends.aborted, ends.cancelled, max(0, ends.submitted - ends.ended),
         attempts, ends.retried,
     )  # fmt: skip
 
