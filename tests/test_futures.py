@@ -29,6 +29,8 @@ from executor import (
 # The tasks of this file travel by value: no interpreter has to import it, and pytest with it.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
+pytestmark = pytest.mark.shared
+
 HOST = socket.gethostname()
 
 

@@ -15,6 +15,8 @@ import executor
 from executor import HPCExecutor, Program, TaskFuture, errors
 from executor.options import OPTIONS
 
+pytestmark = pytest.mark.shared
+
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(ROOT.glob("docs/*.md"))
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
