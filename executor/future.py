@@ -78,10 +78,11 @@ class Control(Protocol):
 class TaskFuture(Future[Any]):
     """What ``submit`` returns. Everything a ``Future`` has, and:
 
-    ``task_id`` (int, unique in the executor), ``name``, ``state`` ("pending", "sent", "running", "finished" or
-    "cancelled"), ``attempt`` (the number of the latest one, from 1; 0 before; one that an agent gave back before it
-    began has a number, too), ``host`` and ``pid`` of the latest attempt, ``submitted``, ``started`` and ``ended``
-    (seconds since the epoch, None before), ``usage``, ``stdout``, ``stderr``, ``returncode`` and ``signal``.
+    ``task_id`` (int, unique in the executor), ``name``, ``state`` ("pending", "sent", "running", "finished", well or
+    not, or "cancelled"), ``attempt`` (the number of the latest one, from 1; 0 before; one that an agent gave back
+    before it began has a number, too), ``host`` and ``pid`` of the latest attempt, ``submitted``, ``started`` and
+    ``ended`` (seconds since the epoch, None before), ``usage``, ``stdout``, ``stderr``, ``returncode`` and ``signal``;
+    see docs/options.md. :meth:`kill` ends the task, :meth:`add_event_callback` tells what happens to it.
     """
 
     #: What differs from these is set on the instance. The condition and the lists that ``Future`` has are made when
