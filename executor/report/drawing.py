@@ -20,6 +20,8 @@ WIDE = 1000
 MOST_DRAWN = 3000
 #: Rows of one lane, one for each task at a time; a lane with more is drawn by the number.
 _MOST_ROWS = 64
+#: Units of an attempt that has room for a frame.
+_THIN = 3.0
 #: Colours for names of tasks; what is rarer has one together.
 COLOURS = 7
 _NUMBERS = re.compile(r"\d+(?:\.\d+)*")
@@ -64,12 +66,12 @@ def draw_lane(report: Report, lane: Lane, attempts: Sequence[Attempt], colours: 
         return _svg(_draw_numbers(report, lane), 40, title)
     high = 16 if rows <= 8 else 8 if rows <= 24 else 5
     bars = "".join(_draw_attempt(report, each, row * high, high, colours) for row, each in packed)
-    return _svg(bars, rows * high, title, "" if len(attempts) <= 400 else "dense")
+    return _svg(bars, rows * high, title)
 
 
-def _svg(content: str, high: int, title: str, kind: str = "") -> str:
+def _svg(content: str, high: int, title: str) -> str:
     return (
-        f'<svg class="{f"t {kind}".strip()}" viewBox="0 0 {WIDE} {high}" preserveAspectRatio="none"'
+        f'<svg class="t" viewBox="0 0 {WIDE} {high}" preserveAspectRatio="none"'
         f' style="height:{high}px" role="img" aria-label="{escape(title)}">{content}</svg>'
     )
 
@@ -78,6 +80,8 @@ def _draw_attempt(report: Report, attempt: Attempt, top: int, high: int, colours
     start, wide = _x(report, attempt.started), attempt.seconds / (report.wall_time or 1.0) * WIDE
     good = attempt.how == "finished"
     kind = f"c{colours.get(family(attempt.name), 0)}" if good else "bad"
+    if wide < _THIN:
+        kind += " thin"  # its frame would cover it
     return (
         f'<rect class="{kind}" x="{start:.2f}" y="{top + 1}" width="{max(wide, 0.4):.2f}" height="{high - 2}">'
         f"<title>{escape(_describe(report, attempt))}</title></rect>"

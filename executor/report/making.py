@@ -120,13 +120,14 @@ def _ordered(sums: Tally, agents: dict[WorkerId, AgentSeen]) -> list[tuple[Row, 
 
 def _make_usage(kind: Kind, sums: KindSums) -> UsageByNeeds:
     used = sums.cpu / sums.seconds if sums.seconds else 0.0
+    most = max(used, sums.most_cpus)  # where all were too short to be measured one by one, their mean is all there is
     advice = (
-        advise_cpus(kind.cpus, sums.seconds, sums.cpu, sums.most_cpus) if kind.needs else "",
+        advise_cpus(kind.cpus, sums.seconds, sums.cpu, most) if kind.needs else "",
         advise_memory(kind.memory, sums.peak, sums.out_of_memory) if kind.needs else "",
     )
     return UsageByNeeds(
         render_needs(kind), dict(sums.names), sums.other_names, sums.attempts, sums.seconds / sums.attempts,
-        sums.longest, sums.cpu, kind.cpus, used, sums.most_cpus, kind.memory, sums.peak, sums.out_of_memory,
+        sums.longest, sums.cpu, kind.cpus, used, most, kind.memory, sums.peak, sums.out_of_memory,
         [sentence for sentence in advice if sentence],
     )  # fmt: skip
 

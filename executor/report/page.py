@@ -194,16 +194,16 @@ def _usage(report: Report) -> str:
         return ""
     heads = ["asked for", "tasks", "attempts", "mean", "longest", "CPUs used", "memory, peak"]
     return _table(
-        "Asked for and used", heads, (_usage_row(each) for each in report.usage),
+        "Asked for and used", heads, (_usage_row(report, each) for each in report.usage),
         "CPUs used are the mean of all attempts and of the one that used the most; the mark is what was asked for.",
     )  # fmt: skip
 
 
-def _usage_row(used: UsageByNeeds) -> str:
+def _usage_row(report: Report, used: UsageByNeeds) -> str:
     advice = "".join(f'<div class="advice">{escape(sentence)}</div>' for sentence in used.advice)
     cells = [
-        f"<b>{escape(used.needs)}</b>", escape(_names(used)), _number(used.attempts), render_seconds(used.mean_seconds),
-        render_seconds(used.longest_seconds),
+        f"<b>{escape(used.needs)}</b>", escape(_names(report, used)), _number(used.attempts),
+        render_seconds(used.mean_seconds), render_seconds(used.longest_seconds),
         f"{used.cpus_used:.2f}, at most {used.cpus_peak:.2f}" + _meter(used.cpus_peak, used.cpus_asked),
         (render_size(used.memory_peak) if used.memory_peak else _NO) + _meter(used.memory_peak, used.memory_asked),
     ]  # fmt: skip
@@ -211,9 +211,10 @@ def _usage_row(used: UsageByNeeds) -> str:
     return row + (f'<tr class="advised"><td colspan="{len(cells)}">{advice}</td></tr>\n' if advice else "")
 
 
-def _names(used: UsageByNeeds) -> str:
-    families = list(dict.fromkeys(map(family, used.names)))
-    more = len(families) > 4 or used.other_names
+def _names(report: Report, used: UsageByNeeds) -> str:
+    names = [*used.names, *(attempt.name for attempt in report.attempts if attempt.needs == used.needs)]
+    families = list(dict.fromkeys(map(family, names)))
+    more = len(families) > 4 or (used.other_names and report.attempts_left_out)
     return ", ".join(families[:4]) + (" and others" if more else "")
 
 
