@@ -52,7 +52,7 @@ from executor.progress import ProgressBar
 from executor.report.making import make_report
 from executor.report.page import render_page
 from executor.report.recorder import Recorder
-from executor.report.values import Report
+from executor.report.report import Report
 from executor.surroundings import Surroundings
 from executor.worker import WorkerInfo
 from worker_agent import detection, protocol

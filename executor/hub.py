@@ -18,6 +18,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from executor import local
@@ -30,6 +31,7 @@ from executor.core.model import Task
 from executor.core.scheduler import Scheduler
 from executor.counts import Counts
 from executor.delivery import CANCELLED, Delivery
+from executor.errands import Errands
 from executor.errors import AgentFailed, ExecutorTerminated, InitializerFailed
 from executor.events import Event, Retried
 from executor.explanation import Explanation, make_explanation
@@ -39,6 +41,7 @@ from executor.inbox import Inbox
 from executor.invitations import Invitation
 from executor.orders import Orders
 from executor.payloads import Payloads
+from executor.placing import Placing
 from executor.report.recorder import Recorder, Snapshot
 from executor.transfers import Transfers, check_error, check_outcome
 from executor.unsettled import Unsettled
@@ -89,7 +92,9 @@ class Hub:
         self._idlers: list[queue.SimpleQueue[int]] = []
         self._epoll = select.epoll()
         self._agents = Agents(self.session, self.directories, self._epoll, lease)
-        self._orders = Orders(self._agents, self.environments)
+        self._errands = Errands(self.inbox.post)
+        self._placing = Placing(self._errands, self.directories.stores, self._hear)
+        self._orders = Orders(self._agents, self.environments, self._placing)
         self._awaited = Awaited(self.payloads, self.inbox, self._on_awaited)
         self._unsettled = Unsettled(
             self._orders, self.functions, self.payloads, self.delivery, self._awaited, self.recorder
@@ -370,13 +375,17 @@ class Hub:
         def fail(finished: protocol.Finished) -> None:  # in the midst of sending: later
             self.inbox.items.append(lambda: self._perform(self._core.receive(worker.id, [finished], time.monotonic())))
 
-        worker.transfers = Transfers(worker.member.link, self.directories.stores, fail)
+        place = partial(self._placing.place, worker)
+        worker.transfers = Transfers(worker.member.link, self.directories.stores, fail, self._errands, place)
 
     def _take_reports(self, worker: Worker, reports: list[protocol.Report]) -> None:
         if worker.transfers is not None:
             reports = worker.transfers.take_reports(reports)
-        reports = [report for report in reports if self._listens(worker, report)]
-        self._perform(self._core.receive(worker.id, reports, time.monotonic()))
+        self._hear(worker, *reports)
+
+    def _hear(self, worker: Worker, *reports: protocol.Report) -> None:
+        heard = [report for report in reports if self._listens(worker, report)]
+        self._perform(self._core.receive(worker.id, heard, time.monotonic()))
 
     def _listens(self, worker: Worker, report: protocol.Report) -> bool:
         """Whether the report is for the core; what is for the log, or for us, is seen to."""
@@ -445,14 +454,16 @@ class Hub:
             text = f"terminate_workers() or kill_workers() has ended {task.body.future!r}"
             self._unsettled.settle(task, ExecutorTerminated(text))
         self._core = Scheduler()
+        self._placing.abandon_all()
 
     # --- agents -------------------------------------------------------------------------------------------------------
 
     def _on_agent_end(self, gone: Gone) -> None:
+        last = [report for report in self._placing.abandon(gone.worker) if self._listens(gone.worker, report)]
         self.recorder.left(gone.worker.id, time.time())
         if gone.worker.launch is None:
             log.log(logging.DEBUG if self._finished() else logging.WARNING, "%s", gone.reason)
-            self._perform(self._core.lost(gone.worker.id, gone.reason, time.monotonic()))
+            self._perform(self._core.lost(gone.worker.id, gone.reason, time.monotonic(), last))
             return
         if gone.worker.member is None:
             self._failed_launches += 1
@@ -462,7 +473,7 @@ class Hub:
         if not self._closing or self._core.tasks:
             log.warning("%s; another one is started. Its log: %s", gone.reason, gone.log or "(empty)")
             self._agents.replace(gone.worker.pools)
-        self._perform(self._core.lost(gone.worker.id, gone.reason, time.monotonic()))
+        self._perform(self._core.lost(gone.worker.id, gone.reason, time.monotonic(), last))
 
     # --- ends ---------------------------------------------------------------------------------------------------------
 
@@ -496,9 +507,11 @@ class Hub:
         with contextlib.ExitStack() as steps:  # from the last to the first; each is taken whatever comes of the others
             steps.callback(self._give_back)
             steps.callback(self._agents.close)
+            steps.callback(self._errands.close)
             steps.callback(self.delivery.close)
             steps.callback(self._unsettled.hand_over_news)
             steps.callback(self._ended.set)
+            steps.callback(self._placing.abandon_all)
             self._closing = True
             self.broken = self.broken or AgentFailed("the executor has ended")
             self._fail_leftovers()

@@ -165,7 +165,7 @@ def test_nobody_imports_the_command_line() -> None:
 @pytest.mark.parametrize("name", modules("executor.report"))
 def test_a_report_is_made_without_io(name: str) -> None:
     pure = {"array", "base64", "copy", "datetime", "hashlib", "html", "json", "re"}
-    files = {"importlib"} if name == "executor.report.page" else set()  # its style and script lie beside it
+    files = {"executor.report.report", "importlib"} if name == "executor.report.page" else set()  # its style and script lie beside it
     threads = {"threading"} if name == "executor.report.recorder" else set()  # two of them tell it
     assert foreign(name) <= PURE | pure | files | threads
 
@@ -186,7 +186,7 @@ def test_a_report_is_made_without_io(name: str) -> None:
         ("executor.network", {"executor.invitations"}),
         ("executor.delivery", {"executor.hub", "executor.unsettled"}),
         ("executor.progress", {"executor", "executor.executor"}),
-        ("executor.report.page", {"executor.executor"}),
+        ("executor.report.page", {"executor.report.report", "executor.executor"}),
         (
             "worker_agent.records",
             {
@@ -209,6 +209,8 @@ def test_the_client_uses_of_the_agent_what_both_sides_share() -> None:
         "amounts", "bodies", "cgroups", "codec", "connection", "declared", "detection", "dialing",
         "directories",
         "inputs", "link", "output", "pieces", "pools", "processes", "protocol", "records", "runner", "store",
+        "task_files",
+        "trees",
     )  # fmt: skip
     shared = {f"worker_agent.{name}" for name in names}
     used = {each for name in modules("executor") for each in ours(name) if each.startswith("worker_agent")}

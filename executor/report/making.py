@@ -9,9 +9,10 @@ from executor.core.model import WorkerId
 from executor.core.needs import Needs
 from executor.report.advice import advise_cpus, advise_memory, render_size
 from executor.report.recorder import AgentSeen, Ends, Failed, Snapshot
+from executor.report.report import Report
 from executor.report.series import Series
 from executor.report.tally import Kind, KindSums, LaneSums, Record, Row, Tally
-from executor.report.values import Agent, Attempt, Counts, Failure, Lane, Report, Timeline, UsageByNeeds
+from executor.report.values import Agent, Attempt, Counts, Failure, Lane, Timeline, UsageByNeeds
 from executor.resources import render_amount
 
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-import html
-import json
 from dataclasses import dataclass
-from importlib import import_module
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +133,8 @@ class UsageByNeeds:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """What ``HPCExecutor.report`` gives: a run in numbers.
+class Figures:
+    """A run in numbers.
 
     ``began`` is the first submission, ``ended`` the last end of an attempt, in seconds since the epoch (None: nothing
     has run yet). ``wall_time`` and ``cpu_time`` in seconds; ``utilisation`` is the share of the agents' CPU time that
@@ -161,20 +157,3 @@ class Report:
     failures_by_error: dict[str, int]
     attempts: list[Attempt]
     attempts_left_out: int
-
-    def __repr__(self) -> str:
-        ends = {
-            name: getattr(self.counts, name) for name in ("finished", "failed", "aborted", "cancelled", "unfinished")
-        }
-        told = ", ".join(f"{number} {name}" for name, number in ends.items() if number) or "no tasks"
-        return f"<Report {told}; {self.wall_time:.1f} s, {self.cpu_time:.1f} s of CPU time>"
-
-    def _repr_html_(self) -> str:
-        """For notebooks: the page, in a frame of its own."""
-        render_page = import_module("executor.report.page").render_page  # it stands above its values: only when shown
-        page = html.escape(render_page(self))
-        return f'<iframe srcdoc="{page}" style="width: 100%; height: 640px; border: 0"></iframe>'
-
-    def to_json(self) -> str:
-        """All of it as JSON; the names are those of the fields."""
-        return json.dumps(dataclasses.asdict(self), indent=1)
