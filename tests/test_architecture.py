@@ -165,7 +165,7 @@ def test_nobody_imports_the_command_line() -> None:
 @pytest.mark.parametrize("name", modules("executor.report"))
 def test_a_report_is_made_without_io(name: str) -> None:
     pure = {"array", "base64", "copy", "datetime", "hashlib", "html", "json", "re"}
-    files = {"executor.report.report", "importlib"} if name == "executor.report.page" else set()  # its style and script lie beside it
+    files = {"importlib"} if name == "executor.report.page" else set()  # its style and script lie beside it
     threads = {"threading"} if name == "executor.report.recorder" else set()  # two of them tell it
     assert foreign(name) <= PURE | pure | files | threads
 
