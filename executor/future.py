@@ -119,7 +119,8 @@ class TaskFuture(Future[Any]):
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
 
     def __repr__(self) -> str:
-        return f"<TaskFuture {self.task_id} {self.name!r} {self.state}>"
+        raised = f" raised {type(self._exception).__name__}" if self._exception is not None else ""
+        return f"<TaskFuture {self.task_id} {self.name!r} {self.state}{raised}>"
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a future cannot be pickled: it is bound to its process. Give its result, or it as an argument")

@@ -189,6 +189,9 @@ def test_a_future_is_a_future_of_the_standard_library_with_a_name_and_a_number(e
     assert futures[3].name == "my own"
     wait(futures)
     assert repr(futures[0]) == "<TaskFuture 1 'pow' finished>"
+    failed = executor.submit(int, "x")
+    assert isinstance(failed.exception(), ValueError)
+    assert repr(failed) == "<TaskFuture 5 'int' finished raised ValueError>"
 
 
 @pytest.mark.parametrize(("kept", "number"), [(1, 5), (None, 1)])
