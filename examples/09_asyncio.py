@@ -1,16 +1,16 @@
 """Tasks from asyncio.
 
-What you learn: ``loop.run_in_executor`` takes an ``HPCExecutor`` as any other, and ``asyncio.wrap_future`` makes a
-``TaskFuture`` awaitable. The loop stays free meanwhile. To stop a task that runs, keep its future and cancel it with
-``kill=True``: asyncio's own ``cancel`` only stops waiting.
+What you learn: ``await ex.submit_async(fn, ...)`` runs a task and leaves the loop free meanwhile. Whoever stops waiting
+for it, by a timeout or a cancel, ends the task as well. ``as_completed_async`` gives futures as they complete, and
+``loop.run_in_executor`` takes an ``HPCExecutor`` as any other.
 
-It prints: results as they come, how often the loop ticked meanwhile, and the end of a task that took too long.
+It prints: results as they come, whether the loop ticked meanwhile, and the end of a task that took too long.
 """
 
 import asyncio
 import time
 
-from executor import HPCExecutor, Program
+from executor import HPCExecutor, Program, as_completed_async
 
 
 def simulate(seconds: float) -> str:
@@ -28,23 +28,23 @@ async def tick(ticks: list[float]) -> None:
 
 async def main() -> None:
     """Run functions and a program, and lose patience with the last."""
-    loop, ticks = asyncio.get_running_loop(), []
+    ticks: list[float] = []
     ticker = asyncio.create_task(tick(ticks))
     with HPCExecutor(max_workers=2) as ex:
-        jobs = [loop.run_in_executor(ex, simulate, seconds) for seconds in (0.3, 0.1)]
-        jobs.append(asyncio.wrap_future(ex.submit(Program(["sleep", "0.2"]))))
-        for job in asyncio.as_completed(jobs):
-            print(await job)
+        print(await asyncio.gather(ex.submit_async(simulate, 0.1), ex.submit_async(simulate, 0.2)))
+        tasks = [ex.submit(simulate, 0.3), ex.submit(Program(["sleep", "0.1"]))]
+        async for future in as_completed_async(tasks):
+            print(f"{future.name}: {future.result()}")
+        print(await asyncio.get_running_loop().run_in_executor(ex, simulate, 0.1))
         print("the loop ticked meanwhile:", len(ticks) >= 5)
 
-        slow = ex.submit(simulate, 60)
         try:
             async with asyncio.timeout(0.3):
-                await asyncio.wrap_future(slow)
+                await ex.submit_async(simulate, 60)
         except TimeoutError:
-            slow.cancel(kill=True)
-            print(f"no more patience: the task is {slow.state}")
+            print("no more patience")
         ticker.cancel()
+    print("all tasks have ended; cancelled:", ex.counts().cancelled)
 
 
 asyncio.run(main())

@@ -38,7 +38,7 @@ from executor.jobs.submitted import SubmittedJob
 from executor.options import CAPTURE, DEVNULL, FORWARD
 from executor.program import Program
 from executor.progress import ProgressBar, track
-from executor.report.values import Report
+from executor.report.report import Report
 from executor.resources import Resources
 
 __all__ = [

@@ -167,6 +167,7 @@ def deliver(
     except BaseException as error:
         log.exception("delivering to %r", request.future)
         if kind not in _NO_ENDS:
+            on_end(request, news, error)  # whoever waits until all are counted is not to wait for ever
             _settle_without(request, error)
 
 

@@ -28,7 +28,10 @@
     │   └── OptionTypeError      an option of the wrong type, or one that does not exist
     └── ValueError
         ├── OptionValueError     an option of the right type whose value makes no sense
-        └── UnsatisfiableRequest the task needs more of a resource than any agent has, or can have
+        ├── UnsatisfiableRequest the task needs more of a resource than any agent has, or can have
+        ├── JobError             a job makes no sense: two tasks of one name, a cycle
+        │   └── JobFileError     ... and it was written in a file: which, and in which line
+        └── StreamError          a directory has no stream files, a damaged one, or none of that task
 
 Only InitializerFailed and AgentFailed break the executor; every other exception belongs to one future.
 Every exception pickles and keeps its attributes.

@@ -54,7 +54,7 @@ from executor.python_env import SAME_PYTHON, PythonEnv
 from executor.report.making import make_report
 from executor.report.page import render_page
 from executor.report.recorder import Recorder
-from executor.report.values import Report
+from executor.report.report import Report
 from executor.surroundings import Surroundings
 from executor.worker import WorkerInfo
 from worker_agent import detection, protocol
@@ -124,8 +124,9 @@ class _Tasks(Executor):
         raise NotImplementedError  # each of the two subclasses says
 
     def options(self, **options: Any) -> BoundExecutor:
-        """A view with these options over the ones that there are: see :class:`~executor.options.TaskOptions`.
+        """A view whose tasks have these options, over the ones that there are: ``ex.options(cpus=4).submit(fn)``.
 
+        All options are in docs/options.md and in ``help(executor.options.make_options)``.
         Raises OptionTypeError or OptionValueError (a TypeError, a ValueError) that name the option.
         """
         return self._bound(make_options(self._options, **options))
@@ -136,8 +137,12 @@ class _Tasks(Executor):
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskFuture:
         """Run ``fn(*args, **kwargs)``, or a :class:`Program`, as a task; all names are the function's own.
 
-        Returns a :class:`TaskFuture`. An argument that cannot be pickled is that future's exception.
-        Raises RuntimeError after ``shutdown``, and a ``BrokenProcessPool`` if the executor is broken.
+        Returns a :class:`TaskFuture` at once. A future among the arguments, also within them, is waited for, and the
+        function gets its result. An argument that cannot be pickled is the returned future's exception.
+
+        :raises RuntimeError: after ``shutdown``, or in a fork of the process that made the executor.
+        :raises BrokenProcessPool: the executor is broken: ``InitializerFailed``, ``AgentFailed``.
+        :raises UnsatisfiableRequest: the task needs more of a resource than any agent has, or can have.
         """
         return self._owner()._submit(self, fn, args, kwargs)
 
@@ -153,8 +158,12 @@ class _Tasks(Executor):
     def submit_job(self, job: Job, /) -> SubmittedJob:
         """Run the tasks of a job; their options are laid over those of this executor or view.
 
-        Raises JobError if its tasks cannot be run in any order; then nothing of it runs.
+        Returns at once. The same job may be submitted again: then all of it runs anew.
+        Raises JobError if its tasks cannot be run in any order, UnsatisfiableRequest if one needs what no agent has,
+        TypeError for what is no Job; then nothing of it runs.
         """
+        if not isinstance(job, Job):
+            raise TypeError(f"job={job!r}: expected a Job; Job.from_file() makes one of a job file")
         return SubmittedJob(self, job, self._owner()._job_numbers)
 
     def map(
@@ -167,8 +176,9 @@ class _Tasks(Executor):
     ) -> Iterator[Any]:
         """``map(fn, *iterables)`` by tasks; the results come in order.
 
+        :param fn: a function; a :class:`Program` has no arguments, and so nothing to be mapped over.
         :param timeout: seconds from now until ``TimeoutError``; None: no limit.
-        :param chunksize: how many calls make one task (and share one interpreter).
+        :param chunksize: how many calls make one task (and share one interpreter); default: 1.
         :param buffersize: at most so many results are pending, and the iterables are read lazily, as in Python 3.14;
             None: the iterables are read at once.
         :raises ValueError, TypeError: a chunksize or buffersize below 1, or a buffersize that is no int.
@@ -185,15 +195,15 @@ class _Tasks(Executor):
 class HPCExecutor(_Tasks):
     """Runs functions in interpreters of their own, and programs; a drop-in for ``ProcessPoolExecutor``.
 
-    :param max_workers: how many tasks with one CPU run at a time; default: the CPUs that this process may really use.
+    :param max_workers: how many tasks with one CPU run at a time; None: as many as this process may really use CPUs.
     :param mp_context: a multiprocessing context; "spawn" executes each interpreter, any other (and None) forks it
         from a template interpreter.
     :param initializer: called as ``initializer(*initargs)`` once in each interpreter. If it raises, the executor is
         broken: :class:`~executor.errors.InitializerFailed`.
-    :param max_tasks_per_child: tasks that an interpreter runs; 1 (default): a fresh one for each task; None: any
-        number.
+    :param max_tasks_per_child: tasks that an interpreter runs; 1: a fresh one for each task; None: any number.
     :param preload: names of modules that the template imports, so that tasks find them there.
-    :param kill_grace: seconds between a signal to a task (time limit, kill) and SIGKILL.
+    :param kill_grace: a duration: seconds, or text such as "500ms", between a signal to a task (of a time limit, of
+        ``kill()``) and SIGKILL.
     :param agents: how many agents are started on this machine; they share what it has evenly. 0: none, all
         are invited, or come from clusters. None: one without ``cluster``, else none.
     :param cluster: where other agents come from, see :mod:`executor.clusters`: one, or several in the order in which
@@ -205,7 +215,8 @@ class HPCExecutor(_Tasks):
         as long after that they are given to others.
     :raises TypeError, ValueError: for arguments that make no sense.
 
-    After ``concurrent.futures.ProcessPoolExecutor``; ``options``, :class:`TaskFuture` and programs are added.
+    Leaving the ``with`` block waits for all tasks; after Ctrl-C it ends them. After
+    ``concurrent.futures.ProcessPoolExecutor``; docs/drop-in.md has what differs.
     """
 
     def __init__(
@@ -217,7 +228,7 @@ class HPCExecutor(_Tasks):
         *,
         max_tasks_per_child: int | None = 1,
         preload: Sequence[str] = (),
-        kill_grace: float = 2.0,
+        kill_grace: float | str = 2.0,
         agents: int | None = None,
         cluster: BatchCluster | Sequence[BatchCluster] | None = None,
         python_env: PythonEnv = SAME_PYTHON,
@@ -271,12 +282,15 @@ class HPCExecutor(_Tasks):
         From the first invitation on this executor listens, always with CurveZMQ and a key for each invitation. An agent
         with another Python or cloudpickle, or without a module of ``preload``, is refused.
 
-        :param expires: a duration within which they must say hello.
-        :param host: the address to listen on; None: that of this machine on the way to others. "*" for all.
-        :param port: None: any that is free.
+        :param n: how many, 1 or more.
+        :param expires: a duration (seconds, or text such as "10m") within which they must say hello.
+        :param host: the address, name or interface to listen on; "*": all; None: the address of this machine on its
+            way to others. It is that of the first invitation.
+        :param port: a number; None: any that is free. Likewise.
         :return: the private file (an ``os.PathLike``) for ``python -P -m worker_agent``. Who has it may run code as
             you. It is removed when all have joined, when the time is over, or by :meth:`revoke`.
         :raises ListenError, NetworkUnsafe: the address or port cannot be had; strangers could get in.
+        :raises TypeError, ValueError: another ``n`` or ``expires``.
         """
         if isinstance(n, bool) or not isinstance(n, int) or n < 1:
             raise ValueError(f"n={n!r}: expected a number of agents, 1 or more")
@@ -353,7 +367,7 @@ class HPCExecutor(_Tasks):
             hub = self._open_hub()
         program = fn if isinstance(fn, Program) else None
         options = view._options
-        if options.variants is not ONE_CPU_EACH and options.variants not in self._possible:
+        if options.variants is not ONE_CPU_EACH:
             self._check_possible(options.variants, options.name or _name(fn))
         future = TaskFuture(next(self._task_numbers), options.name or _name(fn), time.time())
         environment = self._surroundings.order(options, "exec" if program is not None else self._start_method)
@@ -376,7 +390,6 @@ class HPCExecutor(_Tasks):
                 raise
             hub.recorder.refused(future, error)
             future.set_exception(error)
-            hub.count_refused()
             return future
         future._control = hub
         checked = program is None or program.check
@@ -388,7 +401,9 @@ class HPCExecutor(_Tasks):
         return future
 
     def _check_possible(self, variants: Variants, name: str) -> None:
-        """Refuse what no agent can ever run; who has invited others is only warned."""
+        """Refuse what no agent can ever run; who has invited others is only warned. Looks at each once."""
+        if variants in self._possible:
+            return
         pools = detection.divided(self._pools, self._agents) if self._agents else []
         if self._has_invited and self._hub is not None:
             pools += self._hub.pools()
@@ -527,8 +542,10 @@ def _settings(options: TaskOptions, grace: float) -> protocol.Settings | None:
 
 def _stream(options: TaskOptions) -> protocol.StreamTo | None:
     """Where stdout and stderr go, those of them that go to stream files."""
+    if options.stream is None:
+        return None
     stdout, stderr = (destination is Stream.STREAM for destination in (options.stdout, options.stderr))
-    if options.stream is None or not (stdout or stderr):
+    if not (stdout or stderr):
         return None
     name = options.stream.name or options.name or ""
     sendable = name.encode(errors="replace").decode()

@@ -2,6 +2,8 @@
 
     inputs={"data.csv": "/shared/data.csv"}      the task's name for it: where it is
     outputs={"out.csv": "results/out.csv"}       the task's name for it: where it is to be
+
+The paths are those of who submits; to an agent that does not see them the files travel (``input_files``, ``placing``).
 """
 
 from __future__ import annotations

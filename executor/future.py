@@ -6,6 +6,7 @@ import logging
 import signal as signals
 import threading
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures._base import (
     CANCELLED,
@@ -77,10 +78,11 @@ class Control(Protocol):
 class TaskFuture(Future[Any]):
     """What ``submit`` returns. Everything a ``Future`` has, and:
 
-    ``task_id`` (int, unique in the executor), ``name``, ``state`` ("pending", "sent", "running", "finished" or
-    "cancelled"), ``attempt`` (the number of the latest one, from 1; 0 before; one that an agent gave back before it
-    began has a number, too), ``host`` and ``pid`` of the latest attempt, ``submitted``, ``started`` and ``ended``
-    (seconds since the epoch, None before), ``usage``, ``stdout``, ``stderr``, ``returncode`` and ``signal``.
+    ``task_id`` (int, unique in the executor), ``name``, ``state`` ("pending", "sent", "running", "finished", well or
+    not, or "cancelled"), ``attempt`` (the number of the latest one, from 1; 0 before; one that an agent gave back
+    before it began has a number, too), ``host`` and ``pid`` of the latest attempt, ``submitted``, ``started`` and
+    ``ended`` (seconds since the epoch, None before), ``usage``, ``stdout``, ``stderr``, ``returncode`` and ``signal``;
+    see docs/options.md. :meth:`kill` ends the task, :meth:`add_event_callback` tells what happens to it.
     """
 
     #: What differs from these is set on the instance. The condition and the lists that ``Future`` has are made when
@@ -100,6 +102,8 @@ class TaskFuture(Future[Any]):
     _heads: dict[int, list[bytes]] | None = None
     #: from the first event callback on
     _watch: Watch | None = None
+    #: see :meth:`when_ended`
+    _on_end: Callable[[TaskFuture], object] | None = None
 
     def __init__(self, task_id: int, name: str, submitted: float) -> None:
         self.task_id = task_id  # not Future.__init__: see above
@@ -115,7 +119,8 @@ class TaskFuture(Future[Any]):
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
 
     def __repr__(self) -> str:
-        return f"<TaskFuture {self.task_id} {self.name!r} {self.state}>"
+        raised = f" raised {type(self._exception).__name__}" if self._exception is not None else ""
+        return f"<TaskFuture {self.task_id} {self.name!r} {self.state}{raised}>"
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a future cannot be pickled: it is bound to its process. Give its result, or it as an argument")
@@ -142,6 +147,10 @@ class TaskFuture(Future[Any]):
             raise self._exception  # whatever its truth value is
         finally:
             self = None  # type: ignore[assignment]  # no cycle of the traceback and the future
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """The exception that the call raised, or None; as in the standard library."""
+        return self._exception if self._state == FINISHED else super().exception(timeout)
 
     # --- the story ----------------------------------------------------------------------------------------------------
 
@@ -223,15 +232,12 @@ class TaskFuture(Future[Any]):
                 control.withdraw(self.task_id)
             self.announce_cancel()
             return True
-        if control is not None and kill and not self.done():
-            control.kill(self.task_id, int(signals.SIGTERM), None)
-            return self._cancel_now({PENDING, RUNNING})
-        if control is not None and self._state == PENDING and control.recall(self.task_id):
-            return self._cancel_now({PENDING, RUNNING})  # the news of a lost attempt's start may be late
-        return self.cancelled()
-
-    def _cancel_now(self, states: set[str]) -> bool:
-        if self._move_to_cancelled(states):
+        if control is not None and kill and self._move_to_cancelled({PENDING, RUNNING}):
+            control.kill(self.task_id, int(signals.SIGTERM), None)  # after it: else it might have ended by that
+            self.announce_cancel()
+            return True
+        recalled = control is not None and self._state == PENDING and control.recall(self.task_id)
+        if recalled and self._move_to_cancelled({PENDING, RUNNING}):  # the news of a lost attempt's start may be late
             self.announce_cancel()
         return self.cancelled()
 
@@ -316,8 +322,22 @@ class TaskFuture(Future[Any]):
         self.set_running_or_notify_cancel()
         self._invoke_callbacks()
 
+    def when_ended(self, fn: Callable[[TaskFuture], object]) -> None:
+        """Have ``fn(future)`` called once when it has ended, before the callbacks, on the hub's thread too: for our own
+        code, one function at most. A callback costs a condition and a way through the delivery threads.
+        """
+        self._on_end = fn
+        if self.done():  # perhaps just now: then one of the two threads finds it
+            self._call_on_end()
+
+    def _call_on_end(self) -> None:
+        fn = self.__dict__.pop("_on_end", None)
+        if fn is not None:
+            fn(self)
+
     def _invoke_callbacks(self) -> None:
         """As in the standard library, but what one callback raises never keeps the others from being called."""
+        self._call_on_end()
         stopped: BaseException | None = None
         for callback in self._done_callbacks:
             try:
@@ -408,8 +428,12 @@ class TaskFuture(Future[Any]):
     def settle_plainly(self, value: Any, finished: Finished) -> bool:
         """Set a result where no code of the user's may run; False, and nothing is changed, if a callback waits."""
         with _making:
-            if "_condition" not in self.__dict__:
-                return self._settle_alone(value, finished)
+            alone = "_condition" not in self.__dict__
+            settled = alone and self._settle_alone(value, finished)
+        if settled:
+            self._call_on_end()
+        if alone:
+            return settled
         with self._condition:
             if self._state not in _OPEN or self.__dict__.get("_done_callbacks"):
                 return False
@@ -430,10 +454,13 @@ class TaskFuture(Future[Any]):
         """Set the result, or the exception if there is one; False if the future was cancelled meanwhile."""
         self._control = None
         with _making:
-            if "_condition" not in self.__dict__ and self._state in _OPEN:
+            alone = "_condition" not in self.__dict__ and self._state in _OPEN
+            if alone:
                 self._result, self._exception = result, error
                 self._state = FINISHED
-                return True
+        if alone:
+            self._call_on_end()
+            return True
         try:
             if error is not None:
                 self.set_exception(error)
@@ -442,6 +469,18 @@ class TaskFuture(Future[Any]):
         except InvalidStateError:
             return False
         return True
+
+
+def cancel_all(futures: Sequence[TaskFuture]) -> None:
+    """Cancel them as by ``cancel(kill=True)``, but all at once: none of them is sent to an agent meanwhile."""
+    left = [future for future in futures if not future.done()]
+    marked = [(future, future._control) for future in left if future.mark_cancelled()]
+    for future, control in marked:
+        if control is not None:
+            control.withdraw(future.task_id)
+        future.announce_cancel()
+    for future in left:
+        future.cancel(kill=True)
 
 
 def _tell_end(future: Any) -> None:

@@ -18,6 +18,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from executor import local
@@ -31,6 +32,7 @@ from executor.core.model import Task, WorkerId
 from executor.core.scheduler import Scheduler
 from executor.counts import Counts
 from executor.delivery import CANCELLED, Delivery
+from executor.errands import Errands
 from executor.errors import AgentFailed, ExecutorTerminated, InitializerFailed
 from executor.events import Event, Retried
 from executor.explanation import Explanation, make_explanation
@@ -40,6 +42,7 @@ from executor.inbox import Inbox
 from executor.invitations import Invitation
 from executor.orders import Orders
 from executor.payloads import Payloads
+from executor.placing import Placing
 from executor.report.recorder import Recorder, Snapshot
 from executor.supply import Supply
 from executor.transfers import Transfers, check_error, check_outcome
@@ -95,10 +98,12 @@ class Hub:
         self._hurry = False
         self._failed_launches = 0
         #: who waits until no task is left
-        self._idlers: list[queue.SimpleQueue[bool]] = []
+        self._idlers: list[queue.SimpleQueue[int]] = []
         self._epoll = select.epoll()
         self._agents = Agents(self.session, self.directories, self._epoll, lease)
-        self._orders = Orders(self._agents, self.environments)
+        self._errands = Errands(self.inbox.post)
+        self._placing = Placing(self._errands, self.directories.stores, self._hear)
+        self._orders = Orders(self._agents, self.environments, self._placing)
         self._awaited = Awaited(self.payloads, self.inbox, self._on_awaited)
         self._unsettled = Unsettled(
             self._orders, self.functions, self.payloads, self.delivery, self._awaited, self.recorder
@@ -143,17 +148,13 @@ class Hub:
         return self._call(self._count) or self._count()  # once it has ended, nothing changes any more
 
     def _count(self) -> Counts:
-        return self._unsettled.counts(self._core.running)
-
-    def count_refused(self) -> None:
-        """A task could not be pickled, and has failed before it came here."""
-        self.inbox.post(self._unsettled.count_refused)
+        return self.recorder.counts(self._core.running)
 
     def wait_idle(self) -> None:
-        """Wait until no task is left."""
-        answer: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        """Wait until no task is left, and each is counted."""
+        answer: queue.SimpleQueue[int] = queue.SimpleQueue()
         self.inbox.post(lambda: self._idlers.append(answer))
-        self._wait_answer(answer)
+        self.recorder.wait_settled(self._wait_answer(answer) or 0)
 
     def close(self) -> None:
         """End when all tasks have ended."""
@@ -304,7 +305,7 @@ class Hub:
         self._agents.flush(now)
         self._unsettled.hand_over_news()
         while self._idlers and not self._unsettled and not self.inbox.items:
-            self._idlers.pop().put(True)
+            self._idlers.pop().put(self.recorder.to_settle)
 
     def _wait(self, patience: float | None) -> None:
         dozing = self._took_tasks and self._core.has_backlog
@@ -392,13 +393,17 @@ class Hub:
         def fail(finished: protocol.Finished) -> None:  # in the midst of sending: later
             self.inbox.items.append(lambda: self._perform(self._core.receive(worker.id, [finished], time.monotonic())))
 
-        worker.transfers = Transfers(worker.member.link, self.directories.stores, fail)
+        place = partial(self._placing.place, worker)
+        worker.transfers = Transfers(worker.member.link, self.directories.stores, fail, self._errands, place)
 
     def _take_reports(self, worker: Worker, reports: list[protocol.Report]) -> None:
         if worker.transfers is not None:
             reports = worker.transfers.take_reports(reports)
-        reports = [report for report in reports if self._listens(worker, report)]
-        self._perform(self._core.receive(worker.id, reports, time.monotonic()))
+        self._hear(worker, *reports)
+
+    def _hear(self, worker: Worker, *reports: protocol.Report) -> None:
+        heard = [report for report in reports if self._listens(worker, report)]
+        self._perform(self._core.receive(worker.id, heard, time.monotonic()))
 
     def _listens(self, worker: Worker, report: protocol.Report) -> bool:
         """Whether the report is for the core; what is for the log, or for us, is seen to."""
@@ -467,17 +472,19 @@ class Hub:
             text = f"terminate_workers() or kill_workers() has ended {task.body.future!r}"
             self._unsettled.settle(task, ExecutorTerminated(text))
         self._core = Scheduler()
+        self._placing.abandon_all()
 
     # --- agents -------------------------------------------------------------------------------------------------------
 
     def _on_agent_end(self, gone: Gone) -> None:
+        last = [report for report in self._placing.abandon(gone.worker) if self._listens(gone.worker, report)]
         self.recorder.left(gone.worker.id, time.time())
         if self._supply is not None:
             self._supply.left(gone.worker.id)
         if gone.worker.launch is None:
             planned = self._finished() or gone.worker.id in self._core.leaving
             log.log(logging.INFO if planned else logging.WARNING, "%s", gone.reason)
-            self._perform(self._core.lost(gone.worker.id, gone.reason, time.monotonic()))
+            self._perform(self._core.lost(gone.worker.id, gone.reason, time.monotonic(), last))
             return
         if gone.worker.member is None:
             self._failed_launches += 1
@@ -487,7 +494,7 @@ class Hub:
         if not self._closing or self._core.tasks:
             log.warning("%s; another one is started. Its log: %s", gone.reason, gone.log or "(empty)")
             self._agents.replace(gone.worker.pools)
-        self._perform(self._core.lost(gone.worker.id, gone.reason, time.monotonic()))
+        self._perform(self._core.lost(gone.worker.id, gone.reason, time.monotonic(), last))
 
     # --- clusters -----------------------------------------------------------------------------------------------------
 
@@ -536,9 +543,11 @@ class Hub:
             steps.callback(self._agents.close)
             if self._supply is not None:
                 steps.callback(self._supply.close)
+            steps.callback(self._errands.close)
             steps.callback(self.delivery.close)
             steps.callback(self._unsettled.hand_over_news)
             steps.callback(self._ended.set)
+            steps.callback(self._placing.abandon_all)
             self._closing = True
             self.broken = self.broken or AgentFailed("the executor has ended")
             self._fail_leftovers()

@@ -20,7 +20,8 @@ class Impossible(NamedTuple):
 
     def __str__(self) -> str:
         if self.resource == "nodes":
-            return f"{self.requested:g} nodes, and there are {self.most:g} agents"
+            agents = "is 1 agent" if self.most == 1 else f"are {self.most:g} agents"
+            return f"{self.requested:g} nodes, and there {agents}"
         there = f"an agent has {self.most:g} at most" if self.most else "no agent has any"
         unit = " MiB" if self.resource == "memory" else ""
         return f"{self.resource}={self.requested:g}{unit}, and {there}"

@@ -14,16 +14,18 @@ from executor.agents import Agents
 from executor.calls import Request
 from executor.core import effects
 from executor.core.model import Task, WorkerId
+from executor.placing import Placing
 from executor.resources import request_texts
-from executor.transfers import Transfers
+from executor.transfers import Transfers, has_files
 from worker_agent import protocol
 
 
 class Orders:
     """Tells the agents what they are to do. Used from the hub's thread only."""
 
-    def __init__(self, agents: Agents, environments: Mapping[int, protocol.Prepare]) -> None:
+    def __init__(self, agents: Agents, environments: Mapping[int, protocol.Prepare], placing: Placing) -> None:
         """``environments`` by their numbers; more come."""
+        self._placing = placing
         self._agents = agents
         self._environments = environments
         #: tasks whose payloads are sent in pieces, and where to
@@ -56,9 +58,9 @@ class Orders:
             worker.functions.add(function.id)
             worker.send(protocol.Define(function.id, function.body))
         run = protocol.Run(effect.lane.id, task.id, task.attempt, request.order_body(), request.settings)
-        if worker.transfers is not None and (payloads := request.payloads()):
+        if worker.transfers is not None and (request.payloads() or has_files(run)):
             self._transfers[task.id] = worker.transfers
-            worker.transfers.send(run, payloads)
+            worker.transfers.send(run, request.payloads())
         else:
             worker.send(run)
 
@@ -92,6 +94,7 @@ class Orders:
         task = effect.task
         if self._withdraw(effect.worker, task, protocol.Finished(task.id, task.attempt, protocol.KILLED)):
             return
+        self._placing.kill(task.id)
         self._agents[effect.worker].send(protocol.Kill(task.id, task.attempt, effect.signal, effect.grace))
 
     def _withdraw(self, worker: WorkerId, task: Task, report: protocol.Report) -> bool:

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, as_completed
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from executor.counts import Counts
@@ -21,6 +22,8 @@ from executor.refusals import shown
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress
+    from rich.table import Table
 
 AnyFuture = TypeVar("AnyFuture", bound=Future[Any])
 
@@ -91,9 +94,8 @@ class ProgressBar:
         """Begin to draw, in a thread. Raises RuntimeError if it has begun already."""
         if self._thread is not None:
             raise RuntimeError("this progress bar has been started already: make another one")
-        looked_at = self._console.is_terminal or self._console.is_jupyter
         self._pace.note(time.monotonic(), self._counts().ended)
-        self._display = (_Bar if looked_at else _Lines)(self._description, self._console)
+        self._display = _make_display(self._description, self._console)
         self._thread = threading.Thread(target=self._run, name="hpc-executor-progress", daemon=True)
         self._thread.start()
 
@@ -211,27 +213,66 @@ class _Display(Protocol):
     def close(self) -> None: ...
 
 
+def _make_display(description: str, console: Console) -> _Display:
+    if console.is_jupyter:
+        return _Cell(description, console)
+    return (_Bar if console.is_terminal else _Lines)(description, console)
+
+
+def _make_bar(description: str, console: Console) -> Progress:
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    columns = TextColumn("{task.description}", markup=False), BarColumn(24), TextColumn("{task.fields[text]}")
+    # What is printed goes above the bar, unless it goes to a file.
+    redirected = sys.stdout is not None and sys.stdout.isatty()
+    bar = Progress(*columns, console=console, auto_refresh=False, redirect_stdout=redirected)
+    bar.add_task(description, total=None, text="")
+    return bar
+
+
+def _set_bar(bar: Progress, counts: Counts, text: str) -> None:
+    bar.update(bar.task_ids[0], total=counts.total, completed=counts.ended, text=text)
+
+
 class _Bar:
-    """For a terminal or a notebook."""
+    """For a terminal."""
 
     interval = INTERVAL
 
     def __init__(self, description: str, console: Console) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn
-
-        columns = TextColumn("{task.description}", markup=False), BarColumn(24), TextColumn("{task.fields[text]}")
-        # What is printed goes above the bar, unless it goes to a file.
-        redirected = console.is_jupyter or (sys.stdout is not None and sys.stdout.isatty())
-        self._progress = Progress(*columns, console=console, auto_refresh=False, redirect_stdout=redirected)
-        self._task = self._progress.add_task(description, total=None, text="")
+        self._progress = _make_bar(description, console)
         self._progress.start()
 
     def draw(self, counts: Counts, text: str, /) -> None:
-        self._progress.update(self._task, total=counts.total, completed=counts.ended, text=text)
+        _set_bar(self._progress, counts, text)
         self._progress.refresh()
 
     def close(self) -> None:
         self._progress.stop()
+
+
+class _Cell:
+    """For a notebook: an output of the cell, replaced by each drawing.
+
+    Not rich's own way, which is a widget: that needs ipywidgets, and is not in a file that is opened later.
+    """
+
+    interval = INTERVAL
+
+    def __init__(self, description: str, console: Console) -> None:
+        self._bar = _make_bar(description, console)
+        show: Any = import_module("IPython.display").display  # it is there where there is a notebook
+        self._output: Any = show(self._render(), display_id=True)
+
+    def _render(self) -> Table:
+        return self._bar.make_tasks_table(self._bar.tasks)
+
+    def draw(self, counts: Counts, text: str, /) -> None:
+        _set_bar(self._bar, counts, text)
+        self._output.update(self._render())
+
+    def close(self) -> None:
+        """The last drawing stays."""
 
 
 class _Lines:

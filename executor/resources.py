@@ -54,10 +54,11 @@ _MIB = 2**20
 class Resources:
     """What a task needs of its agent, all at once; a value. Several of them are variants: any one will do.
 
-    :param cpus, gpus: amounts (see the module). 0: none is needed. None: nothing is said, which means 1 CPU and no GPU.
-    :param memory: a size, or "all".
-    :param time_request: a duration: the time that the agent has to live at least.
-    :param nodes: so many whole agents; nothing but ``time_request`` may be given beside it.
+    :param cpus, gpus: amounts: numbers with four decimal places at most, or text such as "2 scatter" or "all". 0: none
+        is needed. None: nothing is said, which means 1 CPU and no GPU.
+    :param memory: a size, in bytes or as text such as "8GiB", or "all"; None: nothing is said.
+    :param time_request: a duration, in seconds or as text such as "1h": the time that the agent has to live at least.
+    :param nodes: so many whole agents; nothing but ``time_request`` may be given beside it. 0: any part of one.
     :param resources: amounts of any resources, by name.
     :raises OptionTypeError, OptionValueError: for what makes no sense.
     """

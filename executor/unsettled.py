@@ -17,8 +17,6 @@ from executor.calls import Request
 from executor.core import effects
 from executor.core.dependents import CANCELLED as CANCELLED_END
 from executor.core.model import Task
-from executor.core.retries import has_succeeded
-from executor.counts import Counts
 from executor.delivery import CANCELLED, Delivery, settle_at_once
 from executor.functions import Functions
 from executor.orders import Orders
@@ -47,8 +45,6 @@ class Unsettled:
         self._tasks: dict[int, Task] = {}
         #: for those who asked whether a task will never run
         self._answers: dict[int, list[queue.SimpleQueue[bool]]] = {}
-        #: how many there were, and how many of them failed or were cancelled: see :meth:`counts`
-        self._added = self._failed = self._cancelled = 0
         #: for the delivery threads, with the end of this step
         self.news: list[tuple[Request, Any]] = []
 
@@ -58,7 +54,6 @@ class Unsettled:
     def add(self, task: Task) -> None:
         """A task from the inbox."""
         self._tasks[task.id] = task
-        self._added += 1
         self._ends.submitted += 1
         if (function := task.body.function) is not None:
             function.users += 1
@@ -66,28 +61,10 @@ class Unsettled:
     def settle(self, task: Task, outcome: object) -> None:
         """This is the task's outcome."""
         if type(outcome) is not protocol.Finished or not settle_at_once(task.body, outcome):
-            self.news.append((task.body, outcome))
-            self._count(task, outcome)
+            self.news.append((task.body, outcome))  # the delivery counts it, which knows what becomes of it
         else:
             self._ends.finished += 1
         self._release(task)
-
-    def _count(self, task: Task, outcome: object) -> None:
-        """Those that are settled at once have succeeded, and need not be looked at."""
-        if task.body.future.cancelled():
-            self._cancelled += 1
-        elif not has_succeeded(outcome, task.checked):
-            self._failed += 1
-
-    def count_refused(self) -> None:
-        """A task had failed before it came here: it could not be pickled."""
-        self._added += 1
-        self._failed += 1
-
-    def counts(self, running: int) -> Counts:
-        """How many tasks there have been."""
-        finished = self._added - len(self._tasks) - self._failed - self._cancelled
-        return Counts(self._added, finished, self._failed, self._cancelled, running)
 
     def fail(self, error: BaseException) -> None:
         """No task has another outcome: every future gets an exception of its own."""
@@ -143,7 +120,6 @@ class Unsettled:
         """What it waited for was cancelled."""
         if task.body.future.mark_cancelled():
             self.news.append((task.body, CANCELLED))
-        self._cancelled += 1
         self._ends.cancelled += 1
         self._release(task)
 
@@ -158,7 +134,6 @@ class Unsettled:
         for answer in self._answers.pop(effect.task.id, []):
             answer.put(effect.cancelled)
         if effect.cancelled:
-            self._cancelled += 1
             self._ends.cancelled += 1
             self._release(effect.task)
 

@@ -6,6 +6,7 @@ import faulthandler
 import functools
 import gc
 import os
+import re
 import secrets
 import select
 import signal
@@ -29,9 +30,9 @@ from executor import HPCExecutor
 from worker_agent import processes
 
 #: Seconds after which a test is ended.
-LIMIT = 60.0
+LIMIT = 120.0
 #: Seconds in which what ends by itself has to be gone after a test.
-PATIENCE = 5.0
+PATIENCE = 20.0
 #: All processes that a test starts inherit this variable, those that have lost their parents too.
 MARK = "HPC_TEST_RUN"
 PREFIX = "hpc-executor"
@@ -42,7 +43,7 @@ _REPOSITORY = str(Path(product.__file__).parents[1])
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--share", metavar="I/N", help="of the tests marked shared, run the I-th of N parts")
+    parser.addoption("--share", metavar="I-J/N", help="of the tests marked shared or heavy, run parts I to J of N")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -50,8 +51,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     share = config.getoption("--share")
     if share is None:
         return
-    part, parts = map(int, share.split("/"))
-    left_out = {each for each in items if each.get_closest_marker("shared") and part_of(each, parts) != part}
+    first, last, parts = map(int, re.fullmatch(r"(\d+)-(\d+)/(\d+)", share).groups())
+    divided = [each for each in items if each.get_closest_marker("shared") or each.get_closest_marker("heavy")]
+    left_out = {each for each in divided if not first <= part_of(each, parts) <= last}
     config.hook.pytest_deselected(items=list(left_out))
     items[:] = [each for each in items if each not in left_out]
 
@@ -73,6 +75,15 @@ def run_mark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[bytes]:
         patch.setenv("TMPDIR", directory)
         patch.setattr(tempfile, "tempdir", directory)
         yield f"{MARK}={mark}".encode()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_environment() -> Iterator[None]:
+    """pytest names each test and its phase in a variable, and each change of that means a new template."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PYTEST_CURRENT_TEST")
+        patch.setattr("_pytest.runner._update_current_test_var", lambda *_: None)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -233,7 +244,7 @@ def bounded() -> Iterator[None]:
 def wait_until() -> Callable[..., None]:
     """Wait for what announces itself by no event: a process that disappears, a file that appears."""
 
-    def wait(true: Callable[[], object], *, seconds: float = 10, what: Callable[[], object] = lambda: "") -> None:
+    def wait(true: Callable[[], object], *, seconds: float = PATIENCE, what: Callable[[], object] = lambda: "") -> None:
         end = time.monotonic() + seconds
         while not true():
             assert time.monotonic() < end, f"waited for {seconds} s: {what()}"
@@ -262,7 +273,7 @@ class Gate:
     def wait_arrivals(self, number: int) -> list[int]:
         """The pids of the next ``number`` tasks that arrive."""
         while self._unread.count(b"\n") < number:
-            ready, _, _ = select.select([self._arrivals], [], [], PATIENCE * 3)
+            ready, _, _ = select.select([self._arrivals], [], [], PATIENCE)
             assert ready, f"waited for {number} tasks, seen: {self._unread!r}"
             self._unread += os.read(self._arrivals, 65536)
         *lines, self._unread = self._unread.split(b"\n", number)

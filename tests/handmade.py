@@ -18,7 +18,7 @@ from worker_agent.connection import read_connection
 from worker_agent.pools import Pool
 from worker_agent.session import AgentSession
 
-_PATIENCE = 10.0
+_PATIENCE = 30.0
 Order = TypeVar("Order")
 
 

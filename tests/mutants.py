@@ -23,8 +23,9 @@ _HELLO = protocol.Hello(
     pools=[Pool("cpus", [["0", "1"], ["2", "3"]]), Pool("memory", size=7 * UNIT)], group="g", remaining=60.0,
 )  # fmt: skip
 _FINISHED = protocol.Finished(
-    7, 1, "value", b"\3\x80\5K\1.", 0, 17, 1.0, 2.0, Usage(0.1, 0.2, 10**7), Tail(b"out", 3), Tail()
-)
+    7, 1, "value", b"\3\x80\5K\1.", 0, 17, 1.0, 2.0, Usage(0.1, 0.2, 10**7), Tail(b"out", 3), Tail(),
+    outputs=protocol.Tree([protocol.SentFile("c", "/c", 1, 0o600)], ["d"]),
+)  # fmt: skip
 _REPORTS: list[protocol.Report] = [
     _HELLO, protocol.Unprepared(1, "no python9", b"error"), protocol.Started(7, 1, 17, 1.5e9),
     protocol.Output(7, 1, 1, b"text"), _FINISHED, protocol.Recalled(7, 1, True),
@@ -35,7 +36,8 @@ _PREPARE = protocol.Prepare(
     environment=1, python=["python3"], start="fork", max_tasks=1, cwd="/", path=["/a"], env={"A": "b"},
     raw=[(b"\xff", b"\xfe")], preload=["json"], initializer=Stored("/s", 9), authkey=b"k", argv=["x"], version="3.12.1",
 )  # fmt: skip
-_FILES = protocol.Files(task_dir=True, inputs={"a": "/a"}, outputs={"b": "/b"}, removed=[1], numbered=True)
+_TREE = protocol.Tree([protocol.SentFile("c", "/c", 1, 0o600)], ["d"])
+_FILES = protocol.Files(task_dir=True, inputs={"a": "/a"}, outputs={"b": "/b"}, removed=[1], numbered=True, sent=_TREE)
 _SETTINGS = Settings(env={"A": None, "B": "c"}, cwd="/", stdout="", stderr="/e", time_limit=3.0, files=_FILES,
                      stream=protocol.StreamTo("/d", 1, 2, "n"))  # fmt: skip
 _ORDERS: list[protocol.Order] = [

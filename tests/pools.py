@@ -49,10 +49,10 @@ def failure(future: Future[Any]) -> BaseException:
 def end(executor: HPCExecutor) -> None:
     """Shut it down, by force if it does not go; that is an error then."""
     try:
-        with bounded(20):
+        with bounded():
             executor.shutdown()
     except Overdue:
-        with bounded(20):
+        with bounded():
             executor.kill_workers()
         raise
 
@@ -108,11 +108,8 @@ class Pools:
 def pools() -> Iterator[Pools]:
     """The executors of a module."""
     pools = Pools()
-    with pytest.MonkeyPatch.context() as patch:
-        # pytest names each test in the environment, and a change of that means new templates: three for each test.
-        patch.setattr("_pytest.runner._update_current_test_var", lambda *_: None, raising=False)
-        yield pools
-        pools.close()
+    yield pools
+    pools.close()
 
 
 @pytest.fixture(params=["fresh", "reused"])

@@ -17,11 +17,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
+T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent
 VERSIONS = ("3.11", "3.12", "3.13")
 #: Seconds that a step may take; its output so far is shown then.
@@ -30,6 +33,11 @@ STEP_LIMIT = 2400
 SIMULATION_SEEDS = 20_000
 #: What is not run again with the other tests.
 SIMULATED = ("--ignore", "tests/simulation/test_mutants.py")
+#: Of the shared tests, so many parts for each version: the last one alone has CPython's own tests of executors, too.
+PARTS = {"3.11": 2, "3.12": 2, "3.13": 1}
+#: Heavy tests that take all cores. The others mostly wait (for leases to run out, say), and do so at the same time.
+BUSY = "tests/failpoints"
+WAITING_AT_ONCE = 3
 #: Says its version, if it is the Python that we want and can make virtual environments.
 PROBE = """
 import sys, sysconfig, ensurepip, venv
@@ -42,7 +50,7 @@ def main() -> None:
     """All steps on all versions."""
     wanted, pytest_arguments = read_arguments()
     pythons = find_pythons(wanted)
-    venvs = {version: install(version, python) for version, python in pythons.items()}
+    venvs = dict(zip(pythons, at_once([partial(install, *each) for each in pythons.items()])))
     lowest = next(iter(venvs))
     run_step(lowest, "ruff", [venvs[lowest], "-m", "ruff", "check", "--extend-exclude", ".venvs"])
     run_step(lowest, "mypy", [venvs[lowest], "-m", "mypy"])
@@ -50,8 +58,8 @@ def main() -> None:
         run_tests_of_all(venvs, pytest_arguments)
     else:
         simulate(lowest, venvs[lowest])
-        run_tests_of_all(venvs, ["-m", "not heavy", *SIMULATED], share=True)
-        run_tests(lowest, venvs[lowest], "heavy", ["-m", "heavy"])
+        run_tests_of_all(venvs, ["-m", "not heavy", *SIMULATED], shares(list(venvs)))
+        run_heavy_tests(lowest, venvs[lowest])
     say(f"All passed on Python {', '.join(pythons)}.")
 
 
@@ -61,11 +69,33 @@ def simulate(version: str, venv_python: str) -> None:
     run_step(version, "simulate", command, show_last_line=True)
 
 
-def run_tests_of_all(venvs: dict[str, str], pytest_arguments: list[str], share: bool = False) -> None:
-    """pytest on all versions at once. ``share``: those that are the same on each Python run on one of them."""
-    shares = {version: ["--share", f"{part}/{len(venvs)}"] if share else [] for part, version in enumerate(venvs, 1)}
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda each: run_tests(each, venvs[each], "pytest", pytest_arguments + shares[each]), venvs))
+def shares(versions: list[str]) -> list[list[str]]:
+    """For each version the arguments that give it its share of the tests that are the same on each Python."""
+    ends = list(accumulate(PARTS[version] for version in versions))
+    begins = [end - PARTS[version] + 1 for version, end in zip(versions, ends)]
+    return [["--share", f"{begin}-{end}/{ends[-1]}"] for begin, end in zip(begins, ends)]
+
+
+def run_tests_of_all(venvs: dict[str, str], pytest_arguments: list[str], more: list[list[str]] | None = None) -> None:
+    """pytest on all versions at once. ``more``: for each of them arguments of its own."""
+    at_once([
+        partial(run_tests, version, venv_python, "pytest", [*pytest_arguments, *own])
+        for (version, venv_python), own in zip(venvs.items(), more or [[]] * len(venvs))
+    ])  # fmt: skip
+
+
+def run_heavy_tests(version: str, venv_python: str) -> None:
+    """By themselves, those that take all cores before those that mostly wait: these have short leases."""
+    run_tests(version, venv_python, "busy", ["-m", "heavy", BUSY])
+    arguments = ["-m", "heavy", "--ignore", BUSY]
+    parts = [[*arguments, "--share", f"{n}-{n}/{WAITING_AT_ONCE}"] for n in range(1, WAITING_AT_ONCE + 1)]
+    at_once([partial(run_tests, version, venv_python, "waiting", part) for part in parts])
+
+
+def at_once(steps: list[Callable[[], T]]) -> list[T]:
+    """What the steps give, of which each has a thread. If one of them fails, the others end first."""
+    with ThreadPoolExecutor(len(steps)) as pool:
+        return [each.result() for each in [pool.submit(step) for step in steps]]
 
 
 def run_tests(version: str, venv_python: str, name: str, pytest_arguments: list[str]) -> None:
@@ -138,13 +168,20 @@ def install(version: str, python: str) -> str:
     stamp, content = folder / "installed", hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest()
     if stamp.exists() and stamp.read_text() == content and version_of(venv_python) == version:
         say(f"{version}  install  as before")
-        return venv_python
+    else:
+        make_venv(version, python, folder)
+        stamp.write_text(content)
+    # Where PYTHONDONTWRITEBYTECODE is set, each of a thousand interpreters would compile all that it imports.
+    run_step(version, "compile", [venv_python, "-m", "compileall", "-q", "executor", "worker_agent", "tests"])
+    return venv_python
+
+
+def make_venv(version: str, python: str, folder: Path) -> None:
+    """With all that the tests need; what only some of them need is there on one version."""
     run_step(version, "venv", [python, "-m", "venv", "--clear", str(folder)])
     extras = "test,integration" if version == VERSIONS[0] else "test"
-    command = [venv_python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-e", f".[{extras}]"]
-    run_step(version, "install", command, tries=2)  # networks fail
-    stamp.write_text(content)
-    return venv_python
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    run_step(version, "install", [*pip, "-e", f".[{extras}]"], tries=2)  # networks fail
 
 
 def environment() -> dict[str, str]:

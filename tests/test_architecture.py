@@ -103,11 +103,22 @@ def test_imports_go_down_only() -> None:
     assert set(SOURCES) == set(order)
 
 
+#: The part of the report that takes down what happens, for the hub's thread; the others make something of it.
+TAKING_DOWN = [f"executor.report.{name}" for name in ("recorder", "tally", "series")]
+MAKING = [name for name in modules("executor.report") if name not in TAKING_DOWN]
+
 LAYERS = [
     ["executor.__main__", *modules("executor.cli")],
     ["executor"],
     ["executor.executor"],
+    ["executor.progress", *MAKING],
+    modules("executor.jobs"),
     ["executor.hub", "executor.inbox", "executor.orders", "executor.unsettled"],
+    TAKING_DOWN,
+    ["executor.asynchronous", "executor.calls"],
+    ["executor.future"],
+    ["executor.events", "executor.options"],
+    ["executor.files"],
     modules("executor.core"),
     ["worker_agent.codec"],
     ["worker_agent.protocol"],
@@ -119,6 +130,44 @@ def test_nothing_below_a_layer_imports_it(level: int) -> None:
     above = {name for layer in LAYERS[:level] for name in layer}
     for name in LAYERS[level]:
         assert not ours(name) & above, f"{name} imports upwards"
+
+
+#: What jobs and the command line may import besides themselves.
+ROOMS = {
+    # what users have; of the core, the values that options mean
+    "executor.jobs": {
+        "executor.asynchronous", "executor.attempts", "executor.core.needs", "executor.core.retries",
+        "executor.dependencies", "executor.errors", "executor.files", "executor.future", "executor.options",
+        "executor.program", "executor.quantities", "executor.refusals", "executor.resources", "worker_agent.amounts",
+        "worker_agent.pools", "worker_agent.protocol", "worker_agent.records",
+    },
+    # what users have, and what "doctor" looks at
+    "executor.cli": {
+        "executor", "executor.errors", "executor.future", "executor.invitations", "executor.options",
+        *modules("executor.jobs"), "worker_agent.amounts", "worker_agent.cgroups", "worker_agent.detection",
+        "worker_agent.pools",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_jobs_and_the_command_line_use_what_users_have(room: str) -> None:
+    inside = set(modules(room))
+    beyond = {name: ours(name) - inside - ROOMS[room] for name in inside}
+    assert {name: names for name, names in beyond.items() if names} == {}
+
+
+def test_nobody_imports_the_command_line() -> None:
+    importers = {name for name in SOURCES if ours(name) & set(modules("executor.cli"))}
+    assert importers - set(modules("executor.cli")) == {"executor.__main__"}
+
+
+@pytest.mark.parametrize("name", modules("executor.report"))
+def test_a_report_is_made_without_io(name: str) -> None:
+    pure = {"array", "base64", "copy", "datetime", "hashlib", "html", "json", "re"}
+    files = {"importlib"} if name == "executor.report.page" else set()  # its style and script lie beside it
+    threads = {"threading"} if name == "executor.report.recorder" else set()  # two of them tell it
+    assert foreign(name) <= PURE | pure | files | threads
 
 
 @pytest.mark.parametrize(
@@ -136,6 +185,19 @@ def test_nothing_below_a_layer_imports_it(level: int) -> None:
         ("executor.strangers", {"executor.agents"}),
         ("executor.network", {"executor.invitations"}),
         ("executor.delivery", {"executor.hub", "executor.unsettled"}),
+        ("executor.progress", {"executor", "executor.executor"}),
+        ("executor.report.page", {"executor.report.report", "executor.executor"}),
+        (
+            "worker_agent.records",
+            {
+                "executor.jobs.stream",
+                "executor.jobs.stream_index",
+                "worker_agent.recorder",
+                "worker_agent.stream_files",
+            },
+        ),
+        ("worker_agent.stream_files", {"worker_agent.agent", "worker_agent.recorder"}),
+        ("worker_agent.scratch", {"worker_agent.agent", "worker_agent.lane", "worker_agent.programs"}),
     ],
 )
 def test_a_module_with_few_users_keeps_them_few(name: str, importers: set[str]) -> None:
@@ -147,6 +209,8 @@ def test_the_client_uses_of_the_agent_what_both_sides_share() -> None:
         "amounts", "bodies", "cgroups", "codec", "connection", "declared", "detection", "dialing",
         "directories",
         "inputs", "link", "output", "pieces", "pools", "processes", "protocol", "records", "runner", "store",
+        "task_files",
+        "trees",
     )  # fmt: skip
     shared = {f"worker_agent.{name}" for name in names}
     used = {each for name in modules("executor") for each in ours(name) if each.startswith("worker_agent")}
@@ -193,7 +257,9 @@ def test_what_user_code_sends_is_never_unmarshalled_by_the_agent() -> None:
     importers = {name for name in modules("worker_agent") if "marshal" in foreign(name)}
     assert importers == {"worker_agent.channel", "worker_agent.runner"}
     assert {each for each in names_used("worker_agent.channel", "marshal") if each.endswith("loads")} == {
-        "unpack_lane: loads", "unpack_place: loads", "unpack_task: loads",
+        "unpack_lane: loads",
+        "unpack_place: loads",
+        "unpack_task: loads",
     }
 
 

@@ -67,12 +67,6 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-@pytest.fixture(autouse=True)
-def one_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of tasks and phases: pytest names these in it, and tasks go to the pool's own agent as long as it knows it."""
-    monkeypatch.setattr("_pytest.runner._update_current_test_var", lambda *_: None, raising=False)
-
-
 @pytest.fixture
 def pool(
     join: Join, new_executor: Callable[..., HPCExecutor], caplog: pytest.LogCaptureFixture

@@ -25,6 +25,7 @@ from waiting import wait_until
 from executor import HPCExecutor, Job, Program, TaskFuture
 from executor.cli import findings
 from executor.cli.__main__ import make_app
+from executor.cli.program import read_lines
 from executor.cli.progress import Lines, render_bar, render_end
 from executor.cli.summary import MOST_FAILURES, MOST_LINES, read_end
 from executor.cli.tally import Tally, render_counts, render_seconds
@@ -168,6 +169,31 @@ def test_each_line_of_a_file_is_the_entry_of_a_task(tmp_path: Path) -> None:
     (tmp_path / "lines").write_text("a b\n\nc\n")
     invoke("run", "--each-line", "lines", "--stdout", "%{TASK_ID}", "--", "sh", "-c", 'echo "<$HQ_ENTRY>"')
     assert [(tmp_path / name).read_text() for name in "012"] == ["<a b>\n", "<>\n", "<c>\n"]
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"a\nb\xff\n", "--each-line: lines.txt, line 2: the byte 0xff is not UTF-8"),
+        (b"", "--each-line: lines.txt is empty"),
+    ],
+)
+def test_a_file_that_has_no_lines_of_text_is_named(tmp_path: Path, content: bytes, told: str) -> None:
+    (tmp_path / "lines.txt").write_bytes(content)
+    done = invoke("run", "--each-line", "lines.txt", "--", "true")
+    assert (done.exit_code, told in done.stderr) == (2, True)
+
+
+def test_what_a_line_is_depends_on_its_end_only(tmp_path: Path) -> None:
+    """str.splitlines() took a form feed, and some letters of Unicode, for the end of a line."""
+    (tmp_path / "lines.txt").write_text("a\x0cb\u2028c\n\nlast", encoding="utf-8")
+    assert read_lines(tmp_path / "lines.txt") == ["a\x0cb\u2028c", "", "last"]
+
+
+@pytest.mark.parametrize("args", [("run", "--array", "x", "--", "true"), ("output", "--task", "x", ".")])
+def test_numbers_that_are_none_are_told_with_their_option(args: tuple[str, ...]) -> None:
+    done = invoke(*args)
+    assert (done.exit_code, f"{args[1]}: expected numbers" in done.stderr) == (2, True)
 
 
 def test_when_too_many_have_failed_the_rest_is_aborted() -> None:
@@ -410,7 +436,6 @@ def test_the_doctor_finds_batch_systems_by_their_commands(tmp_path: Path, monkey
 
 
 def test_output_prints_what_tasks_wrote_to_a_stream(tmp_path: Path) -> None:
-    pytest.importorskip("executor.jobs.stream")
     (tmp_path / "job.toml").write_text(
         'stream = "streams"\n[array]\nids = "1-2"\ncommand = ["sh", "-c", "echo wrote-$HQ_TASK_ID; echo erred >&2"]\n'
     )
@@ -420,12 +445,17 @@ def test_output_prints_what_tasks_wrote_to_a_stream(tmp_path: Path) -> None:
     assert ("wrote-2\n" in one, "wrote-1" in one, "erred" in one) == (True, False, False)
     assert "erred\n" in invoke("output", "streams", "--stderr").stdout
     assert invoke("output", "missing").exit_code == 2
+    told = objects(invoke("output", "--json", "streams").stdout)
+    assert [(each["task"], each["returncode"], each["stdout"]) for each in told] == [
+        (1, 0, "wrote-1\n"), (2, 0, "wrote-2\n"),
+    ]  # fmt: skip
+    assert objects(invoke("output", "--json", "--task", "2", "--stderr", "streams").stdout)[0]["stderr"] == "erred\n"
 
 
 # ---- help, version, completion
 
 
-@pytest.mark.parametrize("command", ["run", "check", "graph", "doctor"])
+@pytest.mark.parametrize("command", ["run", "check", "graph", "output", "doctor"])
 def test_the_help_of_each_command_has_examples(command: str) -> None:
     text = invoke(command, "--help").stdout
     assert re.search(rf"^  Examples:\n    hpc-executor {command}", text, re.MULTILINE)
@@ -721,17 +751,20 @@ def test_what_has_not_changed_is_not_asked_again() -> None:
     assert all("_condition" not in future.__dict__ for future in submitted.futures.values())  # they stay small
 
 
-def test_a_bar_of_many_running_tasks_names_a_few() -> None:
+@pytest.mark.parametrize("width", [40, 60, 80, 200])
+def test_a_bar_of_many_running_tasks_names_a_few(width: int) -> None:
     submitted = _Submitted()
     tally = Tally(submitted)  # type: ignore[arg-type]
     tally.update()
     tally.running = list(submitted.futures.values())
-    console = Console(width=60, record=True, file=open(os.devnull, "w"))
+    console = Console(width=width, record=True, file=open(os.devnull, "w"))
     with console.file:
-        console.print(render_bar("a title that is much too long for a line of this width", tally))
+        console.print(render_bar("a title that is much too long for a line of this width", tally, width))
     lines = console.export_text().splitlines()
     assert len(lines) == 8
-    assert all(len(line) <= 60 for line in lines)
+    assert all(len(line) <= width for line in lines)
+    assert lines[0].startswith("a title")
+    assert "0 %  0 of 100,000" in lines[0]
     assert lines[-1].strip() == "and 99,995 more"
 
 
@@ -742,6 +775,7 @@ def test_a_log_gets_a_line_now_and_then(executor: HPCExecutor, capsys: pytest.Ca
     submitted.wait(50)
     tally = Tally(submitted)
     tally.update()
+    assert tally.seconds_left() is None  # nothing is left, though what was cancelled may still be ending
     often, seldom = Lines(every=0), Lines(every=3600)
     for lines in (often, often, seldom):
         lines.show("study", tally)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.shared
+
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
 
 #: Regular expressions that must be found in what each example prints, in this order.
@@ -70,10 +72,10 @@ PRINTED = {
         r"preload=\[\]: import numpy took \d+\.\d ms\npreload=\['numpy'\]: import numpy took [01]\.\d ms",
     ],
     "09_asyncio.py": [
-        r"simulated 0\.1 s",
-        r"simulated 0\.3 s|returncode=0",
-        r"meanwhile: True",
-        r"the task is cancelled",
+        r"\['simulated 0\.1 s', 'simulated 0\.2 s'\]",
+        r"simulate: simulated 0\.3 s|sleep: .*returncode=0",
+        r"simulated 0\.1 s\nthe loop ticked meanwhile: True",
+        r"no more patience\nall tasks have ended; cancelled: 1",
     ],
     "11_more_agents.py": [
         r"process \d+ on \S+: 1 places, ours\nprocess \d+ on \S+: 1 places, ours",
@@ -103,6 +105,8 @@ PRINTED = {
 
 def test_every_example_is_known_here() -> None:
     assert [path.name for path in EXAMPLES] == sorted(PRINTED)
+    listed = re.findall(r"^\| \[(\w+\.py)\]", (EXAMPLES[0].parent / "README.md").read_text(), re.MULTILINE)
+    assert listed == [path.name for path in EXAMPLES]
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

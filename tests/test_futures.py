@@ -29,6 +29,8 @@ from executor import (
 # The tasks of this file travel by value: no interpreter has to import it, and pytest with it.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
+pytestmark = pytest.mark.shared
+
 HOST = socket.gethostname()
 
 
@@ -187,6 +189,9 @@ def test_a_future_is_a_future_of_the_standard_library_with_a_name_and_a_number(e
     assert futures[3].name == "my own"
     wait(futures)
     assert repr(futures[0]) == "<TaskFuture 1 'pow' finished>"
+    failed = executor.submit(int, "x")
+    assert isinstance(failed.exception(), ValueError)
+    assert repr(failed) == "<TaskFuture 5 'int' finished raised ValueError>"
 
 
 @pytest.mark.parametrize(("kept", "number"), [(1, 5), (None, 1)])
@@ -412,3 +417,30 @@ def test_a_task_that_is_run_again_begins_a_new_story(make, gate, wait_until):
     future.result(timeout=20)
     assert (future.attempt, future.pid, future.stdout) == (2, second, f"I am {second}\n")
     assert future.started > started
+
+
+def test_a_running_task_that_is_cancelled_does_not_fail_by_its_being_killed() -> None:
+    """It was killed before its future was cancelled; if the news of its end was quicker, it had failed instead."""
+    future = TaskFuture(1, "task", 0.0)
+    future.claim(1, "host")
+
+    class Quick:
+        def kill(self, task_id: int, number: int, grace: float | None, /) -> object:
+            return future.settle(None, TaskKilled(f"task {task_id}"))
+
+    future._control = Quick()  # type: ignore[assignment]
+    assert future.cancel(kill=True)
+    assert future.cancelled()
+
+
+def test_who_asked_is_told_of_the_end_once_before_the_callbacks() -> None:
+    told: list[str] = []
+    early, late = TaskFuture(1, "early", 0.0), TaskFuture(2, "late", 0.0)
+    for future in (early, late):
+        future.add_done_callback(lambda future: told.append(f"callback of {future.name}"))
+    early.when_ended(lambda future: told.append(future.name))
+    for future in (early, late):
+        future.claim(1, "host")
+        assert future.settle(3, None)
+    late.when_ended(lambda future: told.append(future.name))
+    assert told == ["early", "callback of early", "callback of late", "late"]

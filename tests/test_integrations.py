@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -271,13 +272,16 @@ def test_a_module_beside_the_script_is_found_by_its_tasks(run_script, tmp_path):
     """B9. ``sys.path`` begins with the script's folder, in tasks too, whatever their directory is."""
     (tmp_path / "beside.py").write_text("def f(): return __name__\n")
     (tmp_path / "elsewhere").mkdir()
-    ended = run_script("""
+    ended = run_script(
+        """
 import os, beside
 from executor import HPCExecutor
 os.chdir("elsewhere")
 with HPCExecutor(1) as executor:
     print(executor.submit(beside.f).result(), executor.submit(os.getcwd).result())
-""", cwd=tmp_path)
+""",
+        cwd=tmp_path,
+    )
     assert (ended.stdout, ended.stderr) == (f"beside {tmp_path}/elsewhere\n", "")
 
 
@@ -316,3 +320,42 @@ with HPCExecutor(2) as executor:
     print(list(executor.map(branch, [2, 3])))
 """)
     assert (ended.stdout, ended.stderr) == ("[3, 6]\n", "")
+
+
+NOTEBOOK = """
+from executor import HPCExecutor, track
+ex = HPCExecutor(1)
+#
+limit = 3
+def scaled(number):
+    return limit * number
+#
+for future in track([ex.submit(scaled, n) for n in range(5)], "scaled"):
+    pass
+#
+with ex.progress("all"):
+    print("printed")
+#
+print(await ex.submit_async(scaled, 5))
+#
+report = ex.report()
+ex.shutdown()
+report
+"""
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_notebook_shows_bars_results_and_the_report(monkeypatch):
+    """A bar was a widget: nothing without ipywidgets, and gone from a file that is opened later."""
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    pytest.importorskip("ipykernel")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in NOTEBOOK.split("#\n")])
+    asyncio.run(nbclient.NotebookClient(notebook, timeout=50, kernel_name="python3").async_execute())
+    shown = [cell.outputs for cell in notebook.cells]
+    [tracked], [bar, printed], [awaited], [page] = shown[2:]
+    assert re.search(r"^scaled .* 5/5  in ", tracked.data["text/plain"])
+    assert re.search(r"^all .* 5/5  in ", bar.data["text/plain"])
+    assert (printed.text, awaited.text) == ("printed\n", "15\n")
+    assert page.data["text/plain"].startswith("<Report 6 finished")
+    assert page.data["text/html"].startswith("<iframe srcdoc=")

@@ -103,6 +103,13 @@ def test_tasks_have_numbers_in_the_order_in_which_they_are_written() -> None:
         (lambda job: job.program(["a"], cpu=1), OptionTypeError, "did you mean 'cpus'"),
         (lambda job: job.program(["a"], cpus=-1), OptionValueError, "cpus=-1"),
         (lambda job: job.program(["a"], deps=[1.5]), TypeError, "expected tasks, names or numbers"),
+        (lambda job: job.program(["a"], deps=None), TypeError, "deps=None: expected a list"),
+        (lambda job: job.program(["a"], name=3), OptionTypeError, "name=3: expected text"),
+        (lambda job: job.program(["a"], name=""), OptionValueError, "name='': expected text that is not empty"),
+        (lambda job: job.function(nothing, args="ab"), TypeError, "args='ab': expected a list"),
+        (lambda job: job.array(nothing, entries="ab"), TypeError, "entries='ab': expected a list"),
+        (lambda job: job.array(nothing, entries=[job.task(0)]), TypeError, "is a task; only arguments of function"),
+        (lambda job: job.array(["a"], ids=5), TypeError, "ids=5: expected a list"),
         (lambda job: job.function("a"), TypeError, "expected a function"),
         (lambda job: job.array(["a"]), JobError, "needs ids"),
         (lambda job: job.array(["a"], entries=[]), JobError, "without tasks"),
@@ -147,6 +154,8 @@ def test_each_task_comes_after_what_it_depends_on_whatever_was_written_first() -
     job.array(["d"], ids="5-6", name="array", deps=first)
     assert order(job) == ["first", "middle", "array", "last"]
     assert [each.name for each in job.needs(job.task(0))] == ["middle", "array"]
+    alone = job.program(["e"], deps=0)
+    assert job.needs(alone) == [job.task(0)]
 
 
 def test_tasks_among_the_arguments_are_depended_on() -> None:

@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import os
+import shlex
+import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 from pathlib import Path
@@ -12,6 +15,8 @@ from typing import Any
 
 import cloudpickle
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pools import PATIENCE, gate, new_executor, sh
 from waiting import Gate, announce, announced, pass_gate, wait_until
 
@@ -25,8 +30,9 @@ from executor import (
     ProgramFailed,
     SubmittedJob,
     TaskFuture,
-    TaskKilled,
+    UnsatisfiableRequest,
 )
+from executor.counts import Counts
 
 # The tasks of this file travel by value: no interpreter has to import it, and pytest with it.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -245,6 +251,187 @@ def test_a_job_that_is_cancelled_ends_whatever_it_does(new_executor: New, gate: 
 
 def pass_gate_always(paths: tuple[str, str]) -> Callable[[int], Any]:
     return lambda _: pass_gate(*paths)
+
+
+def test_of_what_is_submitted_after_too_much_has_failed_nothing_runs(new_executor: New, tmp_path: Path) -> None:
+    """Tasks were submitted and cancelled one by one: some had started by then, and some failed by being ended."""
+    job = Job(max_fails=0)
+    job.function(square, args=[threading.Lock()], name="cannot be sent")
+    job.array(["touch", f"{tmp_path}/%{{TASK_ID}}"], ids="1-500")
+    submitted = ended(new_executor(2).submit_job(job))
+    assert (submitted.state, submitted.counts()) == ("failed", {"failed": 1, "aborted": 500})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_of_a_job_that_is_aborted_no_task_fails_by_being_ended(new_executor: New) -> None:
+    """A task that was ended before its future was cancelled had failed, by its being ended."""
+    job = Job(max_fails=0)
+    job.array(fail_if_first, ids="0-2999")
+    submitted = ended(new_executor(2, max_tasks_per_child=None).submit_job(job))
+    counts = submitted.counts()
+    assert counts["failed"] == 1
+    assert set(counts) <= {"failed", "aborted", "finished"}
+
+
+def fail_if_first(number: int) -> None:
+    if not number:
+        raise ValueError
+
+
+def test_a_job_with_a_task_that_can_never_run_is_refused_before_anything_starts(
+    new_executor: New, tmp_path: Path
+) -> None:
+    """Those that were written before it had been submitted, and nobody had them in hand."""
+    job = Job()
+    job.program(["touch", str(tmp_path / "ran")])
+    job.program(["true"], name="big", cpus=999)
+    executor = new_executor()
+    with pytest.raises(UnsatisfiableRequest, match="'big' needs cpus=999"):
+        executor.submit_job(job)
+    assert executor.submit(square, 3).result(PATIENCE / 2) == 9
+    assert not (tmp_path / "ran").exists()
+    assert executor.counts().total == 1
+
+
+def test_what_cannot_be_submitted_whole_is_cancelled(new_executor: New, gate: Gate) -> None:
+    executor = new_executor(2)
+    job = Job()
+    job.function(pass_gate, args=gate.paths)
+    job.function(square, args=[ShutsDown(executor, gate)])
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        executor.submit_job(job)
+    executor.shutdown()
+    assert executor.counts() == Counts(1, cancelled=1, running=0)
+
+
+class ShutsDown:
+    """Whoever pickles it finds the executor shut down."""
+
+    def __init__(self, executor: HPCExecutor, gate: Gate) -> None:
+        self._executor, self._gate = executor, gate
+
+    def __reduce__(self) -> Any:
+        self._gate.wait_arrivals(1)
+        self._executor.shutdown(wait=False)
+        return int, ()
+
+
+def test_who_needs_an_array_learns_which_of_its_tasks_has_failed(new_executor: New) -> None:
+    """The error named a future of ours."""
+    job = Job()
+    array = job.array(fail_if_first, ids="0-1", name="fits")
+    job.function(square, args=[3], deps=[array])
+    submitted = ended(new_executor(2).submit_job(job))
+    error = submitted.futures[2].exception()
+    assert isinstance(error, DependencyFailed)
+    assert (error.failed, error.future) == ("fits[0]", submitted.futures[0])
+    assert isinstance(error.__cause__, ValueError)
+
+
+def test_who_needs_an_array_of_which_a_task_was_cancelled_is_cancelled(new_executor: New, gate: Gate) -> None:
+    """As who needs a task that was cancelled."""
+    job = Job()
+    array = job.array(pass_gate_always(gate.paths), ids="0-1")
+    job.function(square, args=[3], deps=[array])
+    submitted = new_executor(2).submit_job(job)
+    assert submitted.futures[1].cancel(kill=True)
+    gate.open()
+    assert ended(submitted).counts() == {"finished": 1, "cancelled": 2}
+
+
+def test_of_a_failed_task_whose_output_is_in_a_stream_is_told_how_to_see_it(new_executor: New, tmp_path: Path) -> None:
+    job = Job(stream=tmp_path / "a stream", cwd=tmp_path)
+    job.program(["sh", "-c", "echo why >&2; exit 3"])
+    job.program(["sh", "-c", "echo what; exit 3"], stderr="err")
+    job.program(["sh", "-c", "exit 3"], stdout=CAPTURE, stderr=CAPTURE)
+    failed = ended(new_executor().submit_job(job)).failed()
+    assert [each.stream for each in failed.values()] == [str(tmp_path / "a stream")] * 2 + [None]
+    shown = []
+    for each in (failed[0], failed[1]):
+        assert each.command is not None
+        program, *arguments = shlex.split(each.command)
+        assert program == "hpc-executor"
+        done = subprocess.run([sys.executable, "-m", "executor", *arguments], capture_output=True, check=True)
+        shown.append(done.stdout)
+    assert shown == [b"why\n", b"what\n"]
+    assert failed[2].command is None
+
+
+def test_a_name_is_what_it_was_written_as(new_executor: New) -> None:
+    """Of "train/first", what is before the slash was left out, as of the path of a program."""
+    job = Job()
+    job.program(["/bin/true"], name="train/first")
+    job.program(["/bin/true"])
+    job.array(["/bin/true"], ids="7", name="a/b")
+    submitted = ended(new_executor().submit_job(job))
+    assert [submitted.futures[number].name for number in (0, 1, 7)] == ["train/first", "true", "a/b[7]"]
+
+
+def test_what_is_no_job_is_refused(new_executor: New) -> None:
+    with pytest.raises(TypeError, match=r"job='study.toml': expected a Job; Job.from_file\(\) makes one"):
+        new_executor().submit_job("study.toml")  # type: ignore[arg-type]
+
+
+# ---- any job
+
+
+@st.composite
+def jobs(draw: st.DrawFn) -> tuple[Job, dict[int, list[int]], set[int]]:
+    """One, what each of its tasks needs, and those that fail."""
+    job, needs = Job(max_fails=draw(st.none() | st.integers(0, 2))), {}
+    order = draw(st.permutations(range(draw(st.integers(1, 8)))))
+    bad = draw(st.sets(st.sampled_from(order)))
+    for place, number in enumerate(order):
+        needs[number] = draw(st.lists(st.sampled_from(order[:place]), unique=True)) if place else []
+    for number in sorted(needs):
+        job.function(divmod, args=[1, 0 if number in bad else 1], id=number, deps=needs[number])
+    return job, needs, bad
+
+
+def test_any_graph_runs_in_its_order_and_what_fails_keeps_from_running_what_needs_it(new_executor: New) -> None:
+    executor = new_executor(2, max_tasks_per_child=None)
+
+    @given(jobs())
+    @settings(max_examples=60, derandomize=True, database=None, deadline=None)
+    def check(drawn: tuple[Job, dict[int, list[int]], set[int]]) -> None:
+        job, needs, bad = drawn
+        submitted = ended(executor.submit_job(job))
+        states = {number: submitted.state_of(number) for number in needs}
+        assert {number for number, state in states.items() if state == "failed"} <= bad
+        ran = [number for number, state in states.items() if state in ("finished", "failed")]
+        assert all(states[need] == "finished" for number in ran for need in needs[number])
+        if job.max_fails is None or len(submitted.failed()) <= job.max_fails:
+            assert all(state != "aborted" or any(states[need] != "finished" for need in needs[number])
+                       for number, state in states.items())  # fmt: skip
+        else:
+            assert submitted.state == "failed"
+        places = {number: place for place, number in enumerate(submitted.ended())}
+        assert all(places[need] < places[number] for number in ran for need in needs[number])
+
+    check()
+
+
+def test_whose_turn_has_not_come_does_not_start_once_too_much_has_failed(new_executor: New) -> None:
+    """The end of the task that was one too many made it the turn of the next one."""
+    executor = new_executor(1, max_tasks_per_child=None)
+
+    @given(st.integers(0, 3), st.lists(st.booleans(), min_size=5, max_size=12))
+    @settings(max_examples=25, derandomize=True, database=None, deadline=None)
+    def check(max_fails: int, fails: list[bool]) -> None:
+        job = Job(max_fails=max_fails)
+        job.array(fail_if, entries=fails, max_concurrent=1)
+        submitted = ended(executor.submit_job(job))
+        allowed = next((end for end in range(len(fails)) if sum(fails[: end + 1]) > max_fails), len(fails))
+        late = range(allowed + 1, len(fails))
+        assert [number for number in late if submitted.futures[number].attempt] == []
+        assert submitted.counts()["aborted"] == len(late)
+
+    check()
+
+
+def fail_if(bad: bool) -> None:
+    if bad:
+        raise ValueError
 
 
 def test_nothing_runs_of_a_job_whose_tasks_need_each_other(new_executor: New, tmp_path: Path) -> None:

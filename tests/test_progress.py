@@ -22,6 +22,8 @@ from waiting import PATIENCE
 from executor import Counts, HPCExecutor, Job, Program, track
 from executor.progress import Pace, ProgressBar, render_counts, render_rate, render_seconds
 
+pytestmark = pytest.mark.shared
+
 # The tasks of this file travel by value: no interpreter has to import it, and pytest with it.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 

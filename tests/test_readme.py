@@ -5,28 +5,49 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
 import executor
-from executor import HPCExecutor, Program, TaskFuture, errors
+from executor import HPCExecutor, Job, Program, Report, SubmittedJob, TaskFuture, errors
+from executor.cli.__main__ import make_app
 from executor.options import OPTIONS
+from executor.worker import WorkerInfo
+
+pytestmark = pytest.mark.shared
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(ROOT.glob("docs/*.md"))
+DOCUMENTS = [*ROOT.glob("*.md"), ROOT / "examples" / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+COMMANDS = typer.main.get_command(make_app()).commands
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_CODE = re.compile(r"```.*?```|`[^`]+`", re.DOTALL)
+#: What has no underscore, and is for the package itself all the same.
+OURS = {
+    Job: {"node"},
+    Program: {"stdin_bytes"},
+    executor.OutputFile: {"at"},
+    executor.Resources: {"to_needs"},
+    TaskFuture: {
+        "announce_cancel", "begin", "claim", "mark_cancelled", "printed", "settle", "settle_plainly", "tell",
+        "tell_end", "unclaim",
+    },
+}  # fmt: skip
 
 
-def python_blocks() -> list[pytest.ParameterSet]:
-    """All blocks of Python: they are whole scripts. A fragment is shown as another kind of block."""
+def blocks(wanted: str) -> list[pytest.ParameterSet]:
+    """All blocks of a kind. Python is whole scripts; a fragment, or what is another tool's, is of another kind."""
     return [
         pytest.param(text, id=f"{path.name}-{number}")
         for path in DOCUMENTS
         for number, (kind, text) in enumerate(_FENCE.findall(path.read_text()))
-        if kind == "python"
+        if kind == wanted
     ]
 
 
@@ -52,9 +73,29 @@ def first_column(path: Path, header: str) -> set[str]:
     return words
 
 
-@pytest.mark.parametrize("script", python_blocks())
+@pytest.mark.parametrize("script", blocks("python"))
 def test_python_in_the_documents_runs(script: str, tmp_path: Path) -> None:
     run(script, tmp_path)
+
+
+@pytest.mark.parametrize("text", blocks("toml"))
+def test_job_files_in_the_documents_make_sense(text: str, tmp_path: Path) -> None:
+    (tmp_path / "job.toml").write_text(text)
+    assert Job.from_file(tmp_path / "job.toml").check()
+
+
+@pytest.mark.parametrize("text", blocks("console"))
+def test_command_lines_in_the_documents_make_sense(text: str) -> None:
+    for line in re.findall(r"^\$ hpc-executor (.*)$", text, re.MULTILINE):
+        name, *words = shlex.split(line.partition(" | ")[0])
+        COMMANDS[name].make_context(name, words)  # raises for an option that there is not; runs nothing
+
+
+def test_the_page_of_the_command_line_names_all_options() -> None:
+    named = set(re.findall(r"--[a-z-]+", (ROOT / "docs" / "command-line.md").read_text()))
+    for name, command in COMMANDS.items():
+        options = {word for option in command.params for word in option.opts if word.startswith("--")}
+        assert options <= named, name
 
 
 def test_the_readme_script_prints_what_it_should(tmp_path: Path) -> None:
@@ -67,7 +108,7 @@ def test_the_readme_script_prints_what_it_should(tmp_path: Path) -> None:
 
 
 def test_the_tables_of_options_name_all_options() -> None:
-    assert first_column(ROOT / "README.md", "option") == set(OPTIONS)
+    assert first_column(ROOT / "README.md", "option") <= set(OPTIONS)
     assert first_column(ROOT / "docs" / "options.md", "option") == set(OPTIONS)
 
 
@@ -76,9 +117,51 @@ def test_the_tables_of_arguments_name_all_arguments() -> None:
     assert first_column(ROOT / "docs" / "options.md", "argument") == arguments
 
 
+def test_the_tables_of_jobs_name_all_arguments() -> None:
+    page = ROOT / "docs" / "jobs.md"
+    assert first_column(page, "argument of the job") == set(inspect.signature(Job).parameters)
+    methods = (Job.program, Job.function, Job.array)
+    arguments = {name for method in methods for name in inspect.signature(method).parameters}
+    assert first_column(page, "argument") == arguments - {"self", "options"}
+
+
+def words_in_code(*paths: Path) -> set[str]:
+    """The words in blocks and between backticks."""
+    return {word for path in paths for text in _CODE.findall(path.read_text()) for word in re.findall(r"\w+", text)}
+
+
+def members(kind: type) -> set[str]:
+    """What a class and those of its bases that are ours have, and say that everybody may use."""
+    bases = [base for base in kind.__mro__ if base.__module__.startswith("executor")]
+    return {name for base in bases for name in vars(base) if not name.startswith("_")} - OURS.get(kind, set())
+
+
+def public_words(thing: Any) -> Iterator[str]:
+    """The members of a class, and the names of all arguments, of a function or of these."""
+    for name in members(thing) if isinstance(thing, type) else ():
+        yield name
+        yield from arguments_of(getattr(thing, name))
+    yield from arguments_of(thing)
+
+
+def arguments_of(thing: Any) -> Iterator[str]:
+    if inspect.isfunction(thing) or (isinstance(thing, type) and not issubclass(thing, Exception | TaskFuture)):
+        yield from set(inspect.signature(thing).parameters) - {"self"}
+
+
+@pytest.mark.parametrize("name", executor.__all__)
+def test_all_that_is_public_is_in_the_documents(name: str) -> None:
+    assert {name, *public_words(getattr(executor, name))} - words_in_code(*DOCUMENTS) == set()
+
+
+@pytest.mark.parametrize(("page", "kind"), [("report", Report), ("options", WorkerInfo), ("jobs", SubmittedJob)])
+def test_the_page_about_it_names_all_that_a_value_has(page: str, kind: type) -> None:
+    assert members(kind) - words_in_code(ROOT / "docs" / f"{page}.md") == set()
+
+
 def test_every_exception_is_described() -> None:
     public = set(errors.__all__) & set(executor.__all__)
-    assert first_column(ROOT / "README.md", "exception") == public
+    assert first_column(ROOT / "README.md", "exception") <= public
     headings = re.findall(r"^### (.*)$", (ROOT / "docs" / "errors.md").read_text(), re.MULTILINE)
     assert {word for heading in headings for word in re.findall(r"`(\w+)`", heading)} == public
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import html
 import json
 import os
 import re
@@ -37,7 +38,7 @@ from executor.report.making import make_report
 from executor.report.page import render_page
 from executor.report.recorder import FAILURES, Recorder
 from executor.report.series import BINS, FINEST, Scale
-from executor.report.tally import KINDS, LANES, SLOWEST, WHOLE
+from executor.report.tally import KINDS, LANES, NAMES, SLOWEST, WHOLE
 from executor.report.values import Attempt
 from executor.report.words import escape, render_count, render_mark, render_seconds, round_step
 from worker_agent import protocol
@@ -85,9 +86,7 @@ class Run:
         task = Task(future.task_id, 1, Request(future, TaskOptions(), None, PREPARE), attempt=number)
         task.lane = self._lane(worker, needs)
         usage = protocol.Usage(cpu, 0.0, peak)
-        report = protocol.Finished(
-            task.id, number, how, started=BEGIN + start, ended=BEGIN + end, usage=usage, **rest
-        )
+        report = protocol.Finished(task.id, number, how, started=BEGIN + start, ended=BEGIN + end, usage=usage, **rest)
         self.recorder.attempt(WorkerId(worker), task, report)
 
     def _lane(self, number: int, needs: Needs) -> Lane:
@@ -195,6 +194,15 @@ def test_advice_on_memory(asked: int, peak: int, out_of_memory: int, advice: str
 )
 def test_advice_on_cpus(asked: float, seconds: float, cpu: float, most: float, advice: str) -> None:
     assert advise_cpus(asked, seconds, cpu, most) == advice
+
+
+def test_no_attempt_at_most_used_less_than_their_mean() -> None:
+    """Attempts too short to be measured one by one used "0.09 on average and 0.00 at most"."""
+    run = Run()
+    run.attempt(0.0, 0.1, cpu=0.05)
+    run.attempt(0.0, 1.0)
+    [usage] = run.report().usage
+    assert usage.cpus_peak == usage.cpus_used == pytest.approx(0.05 / 1.1)
 
 
 def test_who_waits_most_of_the_time_is_told_so() -> None:
@@ -571,6 +579,30 @@ def test_the_page_is_well_formed_and_needs_nothing_else() -> None:
         structure = check_page(render_page(report))
         assert structure.seen.count("rect") == rects
         assert draws_attempts(report) == (rects > 0)
+
+
+def test_who_prints_a_report_reads_a_line_and_a_notebook_shows_the_page() -> None:
+    report = hostile_report()
+    assert repr(report) == "<Report 1 failed, 1 unfinished; 2.0 s, 0.0 s of CPU time>"
+    begin, page, end = report._repr_html_().split('"', 2)
+    assert (begin, html.unescape(page), end[:7]) == ("<iframe srcdoc=", render_page(report), " style=")
+
+
+def test_an_attempt_that_is_too_short_for_a_frame_has_none() -> None:
+    """The frames of short attempts covered them: good ones were as white as the card, bad ones black."""
+    run = Run()
+    run.join(1, 4)
+    run.attempt(0.0, 100.0)
+    run.attempt(0.0, 0.1)
+    run.attempt(1.0, 1.1, how=protocol.ERROR)
+    assert re.findall('<rect class="([^"]*)"', render_page(run.report())) == ["c1", "c1 thin", "bad thin"]
+
+
+def test_names_of_one_family_are_named_once_and_no_others_are_supposed() -> None:
+    run = Run()
+    for number in range(NAMES + 1):
+        run.attempt(0.0, 1.0, name=f"train {number}")
+    assert "<td>train …</td>" in render_page(run.report())
 
 
 def test_the_page_of_a_long_run_is_small() -> None:

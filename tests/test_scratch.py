@@ -20,6 +20,7 @@ from executor import DEVNULL, OptionTypeError, OptionValueError, OutputFile
 from executor.files import check_names, make_files
 from executor.options import TaskOptions, make_options
 from worker_agent import directories, protocol, task_files
+from worker_agent.pieces import Received
 
 pytestmark = pytest.mark.shared
 
@@ -31,7 +32,7 @@ NOBODY = 65534
 def scratch(tmp_path: Path) -> Path:
     """A scratch directory."""
     path = tmp_path / "scratch"
-    task_files.prepare(str(path), protocol.Files())
+    task_files.prepare(str(path), protocol.Files(), Received([]).input_path)
     return path
 
 
@@ -156,7 +157,7 @@ def test_inputs_are_links_under_their_names(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("text")
     scratch = tmp_path / "scratch"
     files = protocol.Files(inputs={"in/a": f"{tmp_path}/data"}, outputs={"out/b": "/x"})
-    task_files.prepare(str(scratch), files)
+    task_files.prepare(str(scratch), files, Received([]).input_path)
     assert (scratch / "in" / "a").readlink() == tmp_path / "data"
     assert (scratch / "out").is_dir()
     assert scratch.stat().st_mode & 0o777 == 0o700
@@ -165,7 +166,7 @@ def test_inputs_are_links_under_their_names(tmp_path: Path) -> None:
 def test_an_input_that_is_not_there_is_named(tmp_path: Path) -> None:
     files = protocol.Files(inputs={"a": f"{tmp_path}/nothing"})
     with pytest.raises(OSError, match=f"its input 'a' is not to be had: .* has no '{tmp_path}/nothing'"):
-        task_files.prepare(str(tmp_path / "scratch"), files)
+        task_files.prepare(str(tmp_path / "scratch"), files, Received([]).input_path)
 
 
 # ---- outputs
@@ -270,6 +271,16 @@ def test_outputs_that_are_given_up_midway_leave_nothing(
     failure = collect(scratch, SetAfter(times), out=other_disk / "out")
     assert failure == protocol.Uncollected(text="its outputs were given up")
     assert os.listdir(other_disk) == []
+
+
+def test_what_is_given_up_at_the_last_moment_is_not_put_in_its_place(scratch: Path, tmp_path: Path) -> None:
+    (scratch / "out").write_text("new")
+    target = tmp_path / "results" / "out"
+    target.parent.mkdir()
+    target.write_text("old")
+    assert collect(scratch, SetAfter(1), out=target) == protocol.Uncollected(text="its outputs were given up")
+    assert target.read_text() == "old"
+    assert os.listdir(target.parent) == ["out"]
 
 
 # ---- after a task

@@ -35,6 +35,8 @@ from executor import (
 if TYPE_CHECKING:
     from conftest import Gate
 
+pytestmark = pytest.mark.shared
+
 # The tasks of this file travel by value: no interpreter has to import it, and pytest with it.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 

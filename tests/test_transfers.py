@@ -8,6 +8,7 @@ import errno
 import hashlib
 import json
 import os
+import queue
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from test_invited import Join, join
 from waiting import pass_gate, wait_until
 
 from executor import CAPTURE, HPCExecutor, Program
+from executor.errands import Errands
 from executor.transfers import Transfers
 from worker_agent import bodies, codec, link, pieces, protocol, store
 from worker_agent.link import Link
@@ -39,7 +41,15 @@ class Sender:
         self.directory.mkdir()
         self.link = Link(codec.encode_message, codec.cut_message)
         self.failed: list[Finished] = []
-        self.transfers = Transfers(self.link, [str(self.directory)], self.failed.append, kept)
+        #: what waits for the hub's thread
+        self.posted: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self.errands = Errands(self.posted.put)
+        #: ends that wait for their outputs, where these are wanted, and the files
+        self.placed: list[tuple[Finished, Any, protocol.Tree]] = []
+        self.transfers = Transfers(
+            self.link, [str(self.directory)], self.failed.append, self.errands,
+            lambda *placed: self.placed.append(placed), kept,
+        )  # fmt: skip
 
     def store(self, size: int, letter: bytes = b"x") -> Stored:
         """A new payload."""

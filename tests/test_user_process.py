@@ -37,6 +37,10 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
 
 
+#: Interpreters that are kept make no difference that depends on the Python.
+KEPT = pytest.mark.parametrize("kept", [1, pytest.param(None, marks=pytest.mark.shared)])
+
+
 def pass_gate(arrivals, tokens, value=None):
     """Say by its pid that the task has started, wait for a token, return ``value``. See ``Gate`` in conftest.py."""
     with open(arrivals, "wb", buffering=0) as entry:
@@ -87,6 +91,7 @@ def gone(pid):
 # ---- E1 to E3: the end of the process
 
 
+@pytest.mark.shared
 def test_after_kill_9_of_the_client_its_tasks_and_all_that_they_started_are_gone(start_script, gate, wait_until):
     """E1: a call, its child in a session of its own, and a program."""
     client = start_script(
@@ -110,7 +115,7 @@ def test_after_kill_9_of_the_client_its_tasks_and_all_that_they_started_are_gone
     wait_until(lambda: all(map(gone, pids)), seconds=5, what=lambda: [pid for pid in pids if not gone(pid)])
 
 
-@pytest.mark.parametrize("kept", [1, None])
+@KEPT
 def test_the_end_of_the_interpreter_waits_for_what_was_submitted(run_script, tmp_path, kept):
     """E2: as in the standard library, and nothing is printed."""
     text = script('''
@@ -258,7 +263,7 @@ WAITS = {
 
 
 @pytest.mark.parametrize("waiting", WAITS)
-@pytest.mark.parametrize("kept", [1, None])
+@KEPT
 def test_ctrl_c_reaches_the_main_thread_once_and_no_task(open_terminal, gate, waiting, kept):
     """E4: the tasks are in sessions of their own. They end as usual, and so does the ``with`` block."""
     text = script(f'''
@@ -493,6 +498,7 @@ def test_what_shutdown_cancels_without_waiting_is_done_for_wait_and_as_completed
 # ---- E9, E10: callbacks
 
 
+@pytest.mark.shared
 def test_a_thousand_callbacks_each_submit_the_next_task(reused_executor):
     """E9: a chain, each link made by the callback of the one before."""
     last = threading.Event()
@@ -548,6 +554,7 @@ def test_a_callback_that_waits_for_another_task_holds_nobody_up(make, make_gate)
 # ---- E11: executors in tasks
 
 
+@pytest.mark.shared
 def test_executors_within_tasks_work_though_all_slots_are_taken_by_their_parents(executor):
     """E11: each level has an executor of its own."""
 
@@ -832,7 +839,7 @@ def test_a_directory_deleted_after_submit_is_the_error_of_those_tasks_alone(make
 # ---- E18: cancel
 
 
-@pytest.mark.parametrize("kept", [1, None])
+@KEPT
 def test_a_queued_task_and_a_sent_one_can_be_cancelled_a_running_and_a_finished_one_cannot(make, gate, kept, tmp_path):
     """E18: never both a result and cancelled, and what was cancelled has not run."""
     executor = make(1, max_tasks_per_child=kept)
@@ -852,6 +859,7 @@ def test_a_queued_task_and_a_sent_one_can_be_cancelled_a_running_and_a_finished_
         others[0].result()
 
 
+@pytest.mark.shared
 def test_a_cancelled_task_is_cancelled_for_all_who_ask(make, gate):
     """E18: while sent, in two threads at once: one answer for both."""
     executor = make(1)
@@ -875,6 +883,7 @@ def test_a_task_cancelled_at_any_moment_is_cancelled_or_has_its_result(reused_ex
             assert future.cancelled() or future.result() == number
 
 
+@pytest.mark.shared
 def test_cancel_with_kill_ends_a_running_task(executor, gate, wait_until):
     """E18: by option, its process is ended too."""
     future = executor.submit(pass_gate, *gate.paths)

@@ -18,7 +18,7 @@ from typing import Any
 #: Seconds after which whoever waits gives up; when all is well, nothing takes as long.
 PATIENCE = 60.0
 #: Seconds in which processes are gone that have been killed, or have nothing more to do.
-SOON = 5.0
+SOON = 20.0
 _INTERVAL = 0.005
 
 

@@ -20,7 +20,9 @@ from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
-from worker_agent import bodies, directories, processes, protocol, spawning, store
+import msgspec
+
+from worker_agent import bodies, directories, processes, protocol, spawning, store, task_files
 from worker_agent.attempt import Attempt
 from worker_agent.connection import Connection
 from worker_agent.environments import Environments, make_setup
@@ -64,13 +66,13 @@ class Agent:
         """
         self.loop = Loop()
         self.templates = Templates(self.loop, early)
-        self.scratch = Scratch(self.loop, scratch_place(own or connection.stores, process))
+        #: the payloads that were sent to us, if we do not see the session's files
+        self._received = Received(own) if own else None
+        self.scratch = Scratch(self.loop, scratch_place(own or connection.stores, process), self._received)
         self.programs = Programs(self.loop, self._on_program_end, self.path_of, self.scratch)
         self.strays = Strays(self.programs, self._owns)
         self._connection = connection
         self._stores = own or connection.stores
-        #: the payloads that were sent to us, if we do not see the session's files
-        self._received = Received(own) if own else None
         self._offer = offer
         self.ledger = Ledger(offer.pools)
         self._session = AgentSession(connection.session, self._hello, lambda: os.urandom(8).hex())
@@ -232,8 +234,10 @@ class Agent:
         self._wire.has_news = True
 
     def _report_end(self, finished: protocol.Finished) -> None:
-        """The files of an outcome go before it, in pieces."""
-        if finished.body[:1] in bodies.WITH_FILES and finished.end in (protocol.VALUE, protocol.ERROR):
+        """The files of an outcome, and of a program, go before it, in pieces."""
+        if finished.outputs is not None:
+            self._session.report_bulk(self._send_outputs(finished, finished.outputs))
+        elif finished.body[:1] in bodies.WITH_FILES and finished.end in (protocol.VALUE, protocol.ERROR):
             self._session.report_bulk(self._send_outcome(finished))
         else:
             self._session.report(finished)
@@ -246,6 +250,17 @@ class Agent:
                 store.remove(path)
         except OSError as error:  # somebody has removed them
             finished.end, finished.body = protocol.ERROR, bodies.dump_error(error, [])
+        self._session.report(finished)
+
+    def _send_outputs(self, finished: protocol.Finished, outputs: protocol.Tree) -> Iterator[protocol.Piece]:
+        try:
+            for file in outputs.files:
+                yield from read_pieces(file.piece, file.size, on_disk=True)
+                store.remove(file.piece)
+        except OSError as error:
+            task_files.discard(outputs)
+            finished.end = protocol.NO_OUTPUT
+            finished.body = msgspec.json.encode(protocol.Uncollected(text=f"its outputs cannot be sent: {error}"))
         self._session.report(finished)
 
     def announce_soon(self, attempt: Attempt) -> None:

@@ -114,10 +114,16 @@ class Attempt:
             self.outputs[stream].add(data)
 
     def finish(
-        self, end: str, *, body: bytes = b"", returncode: int | None = None, usage: protocol.Usage | None = None
-    ) -> None:
-        """Report the end, once. An end that we caused keeps its cause whatever the process then did."""
+        self, end: str, *, body: bytes = b"", returncode: int | None = None, usage: protocol.Usage | None = None,
+        outputs: protocol.Tree | None = None,
+    ) -> None:  # fmt: skip
+        """Report the end, once. An end that we caused keeps its cause whatever the process then did.
+
+        ``outputs`` are sent, or removed if the end is no good one.
+        """
         if self.state is State.ENDED:
+            if outputs is not None:
+                task_files.discard(outputs)
             return
         if end == protocol.LOST or protocol.RETURNED in (end, self.end):
             self.announce()  # that it had started counts
@@ -133,9 +139,12 @@ class Attempt:
         if self.recorder is not None and self.started:
             self.recorder.end(end, returncode, self.ended)
             end, body = self.recorder.outcome(end, body)
+        if end != protocol.COMPLETED and outputs is not None:
+            task_files.discard(outputs)
+            outputs = None
         finished = protocol.Finished(
             self.order.task, self.order.attempt, end, body, returncode, self.pid, self.started,
-            self.ended, usage or protocol.Usage(), self._tail(1), self._tail(2), memory,
+            self.ended, usage or protocol.Usage(), self._tail(1), self._tail(2), memory, outputs,
         )  # fmt: skip
         self._reporter.report(finished)
         self._reporter.forget(self)

@@ -6,31 +6,32 @@ A payload keeps the path that it has where it came from, as its name; each side 
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
 from typing import Any
 
 from worker_agent import store
-from worker_agent.protocol import Piece
+from worker_agent.protocol import Piece, SentFile
 
 #: Bytes of a piece: what is to pass a large payload waits for no more than a few of them.
 PIECE = 512 * 1024
 
 
-def read_piece(path: str, size: int, offset: int) -> Piece:
+def read_piece(path: str, size: int, offset: int, on_disk: bool = False) -> Piece:
     """The piece of a payload of ``size`` bytes that begins at ``offset``. Raises OSError."""
     with open(path, "rb", buffering=0) as file:
         file.seek(offset)
         data = file.read(min(PIECE, size - offset))
     if not data and offset < size:
         raise OSError(errno.EIO, f"it ends after {offset} of {size} bytes", path)
-    return Piece(path, offset, data)
+    return Piece(path, offset, data, on_disk)
 
 
-def read_pieces(path: str, size: int) -> Iterator[Piece]:
+def read_pieces(path: str, size: int, on_disk: bool = False) -> Iterator[Piece]:
     """All pieces of a payload, one after the other. Raises OSError."""
     offset = 0
     while offset < size:
-        piece = read_piece(path, size, offset)
+        piece = read_piece(path, size, offset, on_disk)
         offset += len(piece.data)
         yield piece
 
@@ -41,6 +42,8 @@ class _File:
     def __init__(self, stores: list[str]) -> None:
         self.spill = store.Spill(stores)
         self.error: OSError | None = None
+        #: of one that programs see: its size and when it was last written, as it came
+        self.seal: tuple[int, int] | None = None
 
     def add(self, piece: Piece) -> None:
         if piece.offset != self.spill.size:
@@ -67,8 +70,10 @@ class Received:
 
     def receive(self, piece: Piece) -> None:
         """The next piece of a payload. If there is no room for it, :meth:`path` will say so."""
+        if piece.offset == 0:
+            self.remove(piece.path)
         if piece.path not in self._files:
-            self._files[piece.path] = _File(self._stores)
+            self._files[piece.path] = _File(self._stores[-1:] if piece.on_disk else self._stores)
         file = self._files[piece.path]
         if file.error is None:
             file.add(piece)
@@ -82,6 +87,26 @@ class Received:
             raise file.error
         file.spill.close()
         return str(file.spill.path)
+
+    def sent_path(self, file: SentFile) -> str:
+        """Our file for one that has a name for programs. Raises OSError as :meth:`path`. An empty one has no pieces."""
+        if file.size == 0 and file.piece not in self._files:
+            self.receive(Piece(file.piece, 0, b"", on_disk=True))
+        return self.path(file.piece, file.size)
+
+    def input_path(self, file: SentFile) -> str:
+        """Our file for an input, which nobody may write to: several tasks have it.
+
+        Raises OSError as :meth:`path`, and if somebody has written to it all the same (root may): it is gone then.
+        """
+        path, mine = self.sent_path(file), self._files[file.piece]
+        if mine.seal is None:
+            os.chmod(path, file.mode & 0o555 | 0o400)
+            mine.seal = _seal(path)
+        elif mine.seal != _seal(path):
+            self.remove(file.piece)
+            raise OSError(errno.ESTALE, "a task before has written to it; let tasks copy what they change")
+        return path
 
     def hand_over(self, name: str) -> None:
         """The file is the caller's to remove from now on."""
@@ -97,3 +122,8 @@ class Received:
         """None of them is needed any more."""
         for name in list(self._files):
             self.remove(name)
+
+
+def _seal(path: str) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns

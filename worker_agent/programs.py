@@ -19,7 +19,7 @@ from worker_agent.loop import Loop
 from worker_agent.pinning import pin_variables, pinned
 from worker_agent.pipes import Pipe
 from worker_agent.runner import open_output
-from worker_agent.scratch import Scratch
+from worker_agent.scratch import Fate, Scratch
 
 FileAction = tuple[int, int, str, int, int] | tuple[int, int, int] | tuple[int, int]
 
@@ -93,13 +93,13 @@ class Programs:
         attempt.finish(protocol.COMPLETED, body=said, returncode=returncode, usage=usage)
         self._on_end(attempt)
 
-    def _on_collected(
-        self, attempt: Attempt, usage: protocol.Usage, failure: protocol.Uncollected | None
-    ) -> None:
-        """Its outputs are in their places, or are not to be had."""
-        end = protocol.COMPLETED if failure is None else protocol.NO_OUTPUT
-        body = b"" if failure is None or attempt.end else msgspec.json.encode(failure)
-        attempt.finish(end, body=body, returncode=0, usage=usage)
+    def _on_collected(self, attempt: Attempt, usage: protocol.Usage, fate: Fate) -> None:
+        """Its outputs are in their places or can be sent, or are not to be had."""
+        if isinstance(fate, protocol.Uncollected):
+            body = b"" if attempt.end else msgspec.json.encode(fate)
+            attempt.finish(protocol.NO_OUTPUT, body=body, returncode=0, usage=usage)
+        else:
+            attempt.finish(protocol.COMPLETED, returncode=0, usage=usage, outputs=fate)
         self._on_end(attempt)
 
     def forget_all(self) -> None:
@@ -239,7 +239,7 @@ def task_marks(order: protocol.Run) -> list[str]:
 def _own_directory(attempt: Attempt) -> str | None:
     """Where the program runs, if its options say so: with inputs or outputs in its scratch directory."""
     files = attempt.settings.files
-    return attempt.scratch if files is not None and (files.inputs or files.outputs) else attempt.settings.cwd
+    return attempt.scratch if files is not None and files.in_scratch else attempt.settings.cwd
 
 
 def _memory_file(data: bytes) -> int:

@@ -20,7 +20,8 @@ task names its attempt: a late answer is recognised by it.
     Drop           payloads that are no longer needed           Warn         a sentence for the log
 
 Bytes that are large do not travel in messages: a :class:`Stored` names a file in the session's private directories. An
-agent that does not see these gets the file in pieces, and sends those of its own. A message that is too large for a
+agent that does not see these gets the file in pieces, and sends those of its own; so do inputs and outputs of programs,
+which are files of users. A message that is too large for a
 frame all the same (a program's standard input, say) travels as :class:`Fragment` messages, in either direction.
 """
 
@@ -93,6 +94,26 @@ class StreamTo(msgspec.Struct, array_like=True, frozen=True):
     stderr: bool = True
 
 
+class SentFile(msgspec.Struct, array_like=True, frozen=True):
+    """A file that travels in pieces.
+
+    ``name`` is its path in the task's directory, ``piece`` what its pieces call it, ``size`` in bytes; of ``mode`` the
+    permissions count.
+    """
+
+    name: str
+    piece: str
+    size: int
+    mode: int
+
+
+class Tree(msgspec.Struct, array_like=True, frozen=True):
+    """Files that travel, and the folders that are there without them, by their paths in the task's directory."""
+
+    files: list[SentFile] = []
+    folders: list[str] = []
+
+
 class Files(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     """What an agent does with files before and after a task.
 
@@ -100,6 +121,9 @@ class Files(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     runs there. Both are names in it, and for each the path that it is linked to before, or moved to after a good end.
     Of the streams (1, 2) in ``removed`` the files go after a good end. ``numbered``: paths of the task have
     ``%{INSTANCE_ID}`` in them, for the number of the attempt.
+
+    An agent that does not see our files has the inputs as ``sent``, with their pieces before the order, and gives the
+    outputs back with :class:`Finished`.
     """
 
     task_dir: bool = False
@@ -107,6 +131,12 @@ class Files(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     outputs: dict[str, str] = {}
     removed: list[int] = []
     numbered: bool = False
+    sent: Tree | None = None
+
+    @property
+    def in_scratch(self) -> bool:
+        """Whether the program runs in its private directory."""
+        return bool(self.inputs or self.outputs or self.sent)
 
 
 class Settings(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
@@ -135,11 +165,15 @@ DEFAULT_SETTINGS: Final = Settings()
 
 
 class Piece(msgspec.Struct, array_like=True, frozen=True, tag="piece"):
-    """Bytes of a stored payload, which is named by its path where it comes from; its pieces come in order."""
+    """Bytes of a stored payload, which is named by its path where it comes from; its pieces come in order.
+
+    One at 0 begins it anew. ``on_disk``: it is a file of a program, and to lie on a disk and not in memory.
+    """
 
     path: str
     offset: int
     data: bytes
+    on_disk: bool = False
 
 
 class Fragment(msgspec.Struct, array_like=True, frozen=True, tag="fragment"):
@@ -419,6 +453,7 @@ class Finished(msgspec.Struct, array_like=True, tag="finished"):
     that :mod:`worker_agent.runner` writes; for LOST the reason; for NOT_STARTED what stood in the way, if not the
     program itself, with the errno as ``returncode``; for NO_OUTPUT an :class:`Uncollected` as JSON; for COMPLETED what
     the program said of its failure, if it did. RETURNED: the agent leaves; if ``started`` is 0, it had not begun.
+    ``outputs`` are those of a program whose agent does not see our files; their pieces came before.
     """
 
     task: int
@@ -433,6 +468,7 @@ class Finished(msgspec.Struct, array_like=True, tag="finished"):
     stdout: Tail | None = None
     stderr: Tail | None = None
     memory: Memory | None = None
+    outputs: Tree | None = None
 
 
 class Recalled(msgspec.Struct, array_like=True, frozen=True, tag="recalled"):

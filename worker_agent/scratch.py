@@ -23,16 +23,22 @@ from functools import partial
 from worker_agent import directories, protocol, task_files
 from worker_agent.attempt import Attempt
 from worker_agent.loop import Loop
+from worker_agent.pieces import Received
 
-#: Told what became of the outputs: None, or why they are not in their places.
-Collected = Callable[[protocol.Uncollected | None], None]
+#: What became of outputs: None if they are in their places, what is to be sent, or why neither can be had.
+Fate = protocol.Uncollected | protocol.Tree | None
+Collected = Callable[[Fate], None]
 
 
 class Scratch:
     """Makes and removes scratch directories, and moves outputs. Used from the loop's thread only."""
 
-    def __init__(self, loop: Loop, place: str) -> None:
-        """``place`` is made when it is needed."""
+    def __init__(self, loop: Loop, place: str, received: Received | None = None) -> None:
+        """``place`` is made when it is needed. ``received``: what was sent to us, if we do not see the client's files.
+
+        Then outputs are gathered beside ``place``, to be sent.
+        """
+        self._received = received
         self._loop = loop
         self._place = place
         self._numbers = itertools.count()
@@ -41,22 +47,27 @@ class Scratch:
         self._wakeup = -1
         #: threads that move outputs, and by what they are told to end
         self._collecting: dict[Attempt, tuple[threading.Thread, threading.Event]] = {}
-        self._collected: deque[tuple[Attempt, Collected, protocol.Uncollected | None]] = deque()
+        self._collected: deque[tuple[Attempt, Collected, Fate]] = deque()
 
     def prepare(self, attempt: Attempt) -> None:
         """Make its directory, if it wants one and has none yet. Raises OSError; then there is none."""
         files = attempt.settings.files
-        if files is None or attempt.scratch or not (files.task_dir or files.inputs or files.outputs):
+        if files is None or attempt.scratch or not (files.task_dir or files.in_scratch):
             return
         os.makedirs(self._place, 0o700, exist_ok=True)
         name = f"{attempt.order.task}-{attempt.order.attempt}-{next(self._numbers)}"
         attempt.scratch = os.path.join(self._place, name)
         self._made.add(attempt.scratch)
         try:
-            task_files.prepare(attempt.scratch, files)
+            task_files.prepare(attempt.scratch, files, self._path_of)
         except OSError:
             self.clear(attempt)
             raise
+
+    def _path_of(self, file: protocol.SentFile) -> str:
+        if self._received is None:
+            raise OSError("this agent sees the client's files, and is sent none")
+        return self._received.input_path(file)
 
     def clear(self, attempt: Attempt) -> None:
         """Remove its directory: nothing of the attempt runs any more."""
@@ -74,7 +85,10 @@ class Scratch:
     # --- outputs ------------------------------------------------------------------------------------------------------
 
     def collect(self, attempt: Attempt, done: Collected) -> None:
-        """Move the outputs of a program that has ended to their places; then call ``done``, unless all is forgotten."""
+        """Move the outputs of a program that has ended to where they are wanted; then call ``done``.
+
+        Unless all is forgotten.
+        """
         if self._wakeup < 0:
             self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             self._loop.watch(self._wakeup, self._on_collected)
@@ -85,20 +99,27 @@ class Scratch:
     def _collect(self, attempt: Attempt, done: Collected, abandoned: threading.Event) -> None:
         """On the thread."""
         assert attempt.settings.files is not None
+        outputs = attempt.settings.files.outputs
+        fate: Fate
         try:
-            failure = task_files.collect(attempt.scratch, attempt.settings.files.outputs, abandoned)
+            if self._received is None:
+                fate = task_files.collect(attempt.scratch, outputs, abandoned)
+            else:
+                fate = task_files.gather(attempt.scratch, outputs, os.path.dirname(self._place), abandoned)
         except Exception as error:  # a bug: a thread that ends without a word would leave its task running for ever
-            failure = protocol.Uncollected(text=f"its outputs cannot be moved: {error!r}")
-        self._collected.append((attempt, done, failure))
+            fate = protocol.Uncollected(text=f"its outputs cannot be moved: {error!r}")
+        self._collected.append((attempt, done, fate))
         os.eventfd_write(self._wakeup, 1)
 
     def _on_collected(self) -> None:
         with contextlib.suppress(BlockingIOError):  # a stale event: the number was another descriptor's in this round
             os.eventfd_read(self._wakeup)
         while self._collected:
-            attempt, done, failure = self._collected.popleft()
+            attempt, done, fate = self._collected.popleft()
             if self._collecting.pop(attempt, None) is not None:
-                done(failure)
+                done(fate)
+            elif isinstance(fate, protocol.Tree):
+                task_files.discard(fate)
 
     def collects(self, attempt: Attempt) -> bool:
         """Whether the program of the attempt has ended, and its outputs are on the way."""

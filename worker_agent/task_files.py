@@ -3,7 +3,11 @@
     <scratch>/data.csv -> /shared/data.csv      an input: a link
     <scratch>/out.csv                           an output: moved to its place after a good end
 
-What may take long (:func:`collect`) knows its paths as absolute ones, and may run on a thread of its own.
+On an agent that does not see those places an input is a hard link to the file that was sent, and outputs are moved to
+the agent's store, to be sent from there (:func:`gather`).
+
+What may take long (:func:`collect`, :func:`gather`) knows its paths as absolute ones, and may run on a thread of its
+own.
 """
 
 from __future__ import annotations
@@ -16,12 +20,12 @@ import socket
 import stat
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 from msgspec.structs import replace
 
-from worker_agent import protocol
+from worker_agent import protocol, store, trees
 
 #: So much of what a program says of its failure is read, in bytes, as in HyperQueue.
 SAID_LIMIT = 2048
@@ -51,21 +55,38 @@ def variables(scratch: str) -> dict[str, str]:
     return {"HPC_TASK_DIR": scratch, "HQ_TASK_DIR": scratch, "HQ_ERROR_FILENAME": said}
 
 
-def prepare(scratch: str, files: protocol.Files) -> None:
+def prepare(scratch: str, files: protocol.Files, sent: Callable[[protocol.SentFile], str]) -> None:
     """Make the directory, links to the inputs in it, and the directories that the names of outputs have.
+
+    ``sent`` gives our file for one that was sent, or raises OSError.
 
     :raises OSError: that cannot be done; an input is not there, which a sentence says.
     """
     os.mkdir(scratch, 0o700)
     for name, source in files.inputs.items():
         if not os.path.exists(source):
-            raise OSError(errno.ENOENT, _why_no_input(name, source))
+            raise OSError(errno.ENOENT, why_no_input(name, source))
         os.symlink(source, _parented(scratch, name))
+    if files.sent is not None:
+        _link_sent(scratch, files.sent, sent)
     for name in files.outputs:
         _parented(scratch, name)
 
 
-def _why_no_input(name: str, source: str) -> str:
+def _link_sent(scratch: str, tree: protocol.Tree, sent: Callable[[protocol.SentFile], str]) -> None:
+    """Hard links: a program that asks where its file really lies finds it in its directory, beside the others."""
+    for folder in tree.folders:
+        os.makedirs(os.path.join(scratch, folder), exist_ok=True)
+    for file in tree.files:
+        try:
+            os.link(sent(file), _parented(scratch, file.name))
+        except OSError as error:
+            text = f"its input {file.name!r}, which was sent to {socket.gethostname()}, is not to be had: {error}"
+            raise OSError(errno.ESTALE, text) from error
+
+
+def why_no_input(name: str, source: str) -> str:
+    """A sentence for an input that is not there."""
     host = socket.gethostname()
     return f"its input {name!r} is not to be had: {host} has no {source!r}; put it on a file system that {host} sees"
 
@@ -108,9 +129,8 @@ def collect(
 
     Once ``abandoned`` is set it ends soon, and leaves nothing half done.
     """
-    missing = [name for name in outputs if not os.path.exists(os.path.join(scratch, name))]
-    if missing:
-        return protocol.Uncollected(missing, list(map(_sendable, _names_in(scratch))))
+    if (missing := _missing(scratch, outputs)) is not None:
+        return missing
     try:
         for name, target in outputs.items():
             _move(scratch, name, target, abandoned)
@@ -119,6 +139,56 @@ def collect(
     except OSError as error:
         return protocol.Uncollected(text=_sendable(f"the output {name!r} cannot be moved to {target!r}: {error}"))
     return None
+
+
+def gather(
+    scratch: str, names: Iterable[str], place: str, abandoned: threading.Event
+) -> protocol.Uncollected | protocol.Tree:
+    """Move the files of the outputs to the directory ``place``, from where they can be sent; gives why not, if not.
+
+    As :func:`collect` otherwise. What a link leads to is copied, and is not ours to take away.
+    """
+    if (missing := _missing(scratch, names)) is not None:
+        return missing
+    tree = protocol.Tree([], [])
+    try:
+        found = trees.find_all({name: os.path.join(scratch, name) for name in names})
+        tree.folders.extend(found.folders)
+        # first what is copied: a link may lead to another output
+        for own, file in sorted((_is_own(scratch, file.name), file) for file in found.files):
+            tree.files.append(_taken(file, own, place, abandoned))
+        return tree
+    except Abandoned:
+        failure = protocol.Uncollected(text="its outputs were given up")
+    except OSError as error:
+        failure = protocol.Uncollected(text=_sendable(f"its outputs cannot be sent: {error}"))
+    discard(tree)
+    return failure
+
+
+def _taken(file: trees.File, own: bool, place: str, abandoned: threading.Event) -> protocol.SentFile:
+    if abandoned.is_set():
+        raise Abandoned
+    new = store.new_path(place)
+    try:
+        if not own or not _rename(file.path, new):
+            _copy_file(abandoned, file.path, new)
+        return protocol.SentFile(file.name, new, os.stat(new).st_size, file.mode)
+    except (OSError, Abandoned):
+        store.remove(new)
+        raise
+
+
+def discard(tree: protocol.Tree) -> None:
+    """Remove what was gathered and is not wanted."""
+    for file in tree.files:
+        store.remove(file.piece)
+
+
+def _missing(scratch: str, names: Iterable[str]) -> protocol.Uncollected | None:
+    """What to say if outputs are not there."""
+    missing = [name for name in names if not os.path.exists(os.path.join(scratch, name))]
+    return protocol.Uncollected(missing, list(map(_sendable, _names_in(scratch)))) if missing else None
 
 
 def _sendable(text: str) -> str:
@@ -143,13 +213,18 @@ def _move(scratch: str, name: str, target: str, abandoned: threading.Event) -> N
     os.makedirs(folder, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".hpc-", dir=folder, ignore_cleanup_errors=True) as beside:
         new = os.path.join(beside, "new")
-        # what a link of the program's leads to is not ours to take away
-        own = os.path.realpath(source) == os.path.join(os.path.realpath(scratch), name)
-        if not own or not _rename(source, new):
+        if not _is_own(scratch, name) or not _rename(source, new):
             _copy(source, new, abandoned)
+        if abandoned.is_set():
+            raise Abandoned
         if os.path.isdir(target) and not os.path.islink(target):
             os.rename(target, os.path.join(beside, "old"))
         os.replace(new, target)
+
+
+def _is_own(scratch: str, name: str) -> bool:
+    """Whether it lies there: what a link of the program's leads to is not ours to take away."""
+    return os.path.realpath(os.path.join(scratch, name)) == os.path.join(os.path.realpath(scratch), name)
 
 
 def _rename(source: str, new: str) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from importlib.util import find_spec
 from typing import Annotated, Literal
 
 import typer
@@ -41,10 +40,8 @@ def make_app() -> typer.Typer:
     )
     app.callback()(_main)
     app.command(cls=RunCommand)(run)
-    for command in (check, graph, doctor):
+    for command in (check, graph, output, doctor):
         app.command()(command)
-    if find_spec("executor.jobs.stream") is not None:
-        app.command()(output)
     return app
 
 

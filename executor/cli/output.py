@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from executor.cli.saying import refusing
+from executor.cli.saying import naming, refusing, write_json
 from executor.jobs.ids import parse_ids
+from executor.jobs.stream import StreamDirectory, render
+from executor.jobs.stream_index import StreamedTask
 
 
 def output(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="What the job's `stream` names.")],
     task: Annotated[str | None, typer.Option(metavar="IDS", help="Of these tasks only: 1,2,50-100.")] = None,
     stderr: Annotated[bool, typer.Option("--stderr", help="What they wrote to stderr.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="An object for each task, on a line of its own.")] = False,
 ) -> None:
     """Print the output of tasks whose job has a `stream`; also while it runs.
 
@@ -23,9 +25,25 @@ def output(
     Examples:
       hpc-executor output streams
       hpc-executor output streams --task 3,7-9 --stderr
+      hpc-executor output --json streams | jq -r 'select(.returncode != 0).stdout'
     """
-    stream: Any = import_module("executor.jobs.stream")
+    stream = "stderr" if stderr else "stdout"
     with refusing():
-        tasks = None if task is None else parse_ids(task)
-        for chunk in stream.render(directory, tasks, "stderr" if stderr else "stdout"):
-            typer.echo(chunk, nl=False)
+        with naming("--task"):
+            tasks = None if task is None else parse_ids(task)
+        streams = StreamDirectory(directory)
+        if json:
+            for each in streams.select(tasks):
+                write_json(_task_object(streams, each, stream))
+            return
+        for text in render(streams, tasks, stream):
+            typer.echo(text, nl=False)
+
+
+def _task_object(streams: StreamDirectory, task: StreamedTask, stream: str) -> dict[str, Any]:
+    latest = task.latest
+    return {
+        "job": task.job, "task": task.number, "name": task.name, "attempt": latest.number, "host": latest.host,
+        "started": latest.started, "ended": latest.ended, "returncode": latest.returncode,
+        stream: streams.text(task, stream),
+    }  # fmt: skip

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from executor.cli.saying import naming
 from executor.errors import ProgramFailed, ProgramNotStarted
 from executor.future import TaskFuture
+from executor.jobs.ids import parse_ids
 from executor.jobs.job import Job
 from executor.options import DEVNULL
 
@@ -50,12 +52,27 @@ def make_job(argv: Sequence[str], wishes: Wishes, options: Mapping[str, Any]) ->
         _refuse_without_array(wishes)
         job.program(argv, **_where_output_goes(options, FILES if wishes.files else {"output_limit": _SHOWN}))
         return job
-    entries = None if wishes.each_line is None else wishes.each_line.read_text().splitlines()
+    entries = None if wishes.each_line is None else read_lines(wishes.each_line)
+    with naming("--array"):
+        ids = None if wishes.array is None else parse_ids(wishes.array)
     job.array(
-        argv, ids=wishes.array, entries=entries, max_concurrent=wishes.max_concurrent,
+        argv, ids=ids, entries=entries, max_concurrent=wishes.max_concurrent,
         **_where_output_goes(options, FILES),
     )  # fmt: skip
     return job
+
+
+def read_lines(file: Path) -> list[str]:
+    """The lines of a text file, without their ends. Raises ValueError if there are none, or it is no text."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        byte = error.object[error.start]
+        raise ValueError(f"--each-line: {file}, line {line}: the byte {byte:#04x} is not UTF-8; write it so") from None
+    if not text:
+        raise ValueError(f"--each-line: {file} is empty; there is a task for each of its lines")
+    return text.removesuffix("\n").split("\n")  # not splitlines(): a form feed ends no line
 
 
 def _refuse_without_array(wishes: Wishes) -> None:

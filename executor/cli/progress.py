@@ -10,7 +10,7 @@ from typing import Final
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from executor.cli.saying import people, say
@@ -19,6 +19,8 @@ from executor.future import TaskFuture
 
 #: So many of the tasks that run are named.
 NAMED: Final = 5
+#: A terminal with fewer letters in a line has no room for a bar beside the numbers.
+NARROW: Final = 80
 STYLES: Final = {
     "running": "cyan", "waiting": "dim", "finished": "green", "failed": "red", "cancelled": "yellow",
     "aborted": "magenta",
@@ -69,7 +71,7 @@ class Bar(Silence):
 
     def show(self, title: str, tally: Tally | None) -> None:
         """Draw it anew."""
-        content = render_bar(title, tally) if tally else Text(f"{title}: submitting", "dim")
+        content = render_bar(title, tally, self._console.width) if tally else Text(f"{title}: submitting", "dim")
         self._live.update(content, refresh=True)
 
     def tell(self, text: str) -> None:
@@ -92,16 +94,22 @@ def _can_draw(console: Console) -> bool:
     return console.is_terminal and not console.is_dumb_terminal
 
 
-def render_bar(title: str, tally: Tally) -> RenderableType:
-    """The bar, the counts, and the tasks that have been running for longest."""
-    head = Table.grid(padding=(0, 1))
-    head.add_column(no_wrap=True, overflow="ellipsis")
-    head.add_column(width=30)
-    head.add_column(no_wrap=True)
-    share = f"{100 * tally.ended // tally.total} %  {tally.ended:,} of {tally.total:,}"
-    bar = ProgressBar(total=tally.total, completed=tally.ended)
-    head.add_row(Text(title, "bold"), bar, Text(f"{share}  {render_end(tally.seconds_left(), datetime.now())}"))
+def render_bar(title: str, tally: Tally, width: int) -> RenderableType:
+    """The bar, the counts, and the tasks that have been running for longest; ``width`` is that of the terminal."""
+    head = _render_head(title, tally, width)
     return Group(head, _render_states(tally), *_render_running(tally.running, time.time()))
+
+
+def _render_head(title: str, tally: Tally, width: int) -> RenderableType:
+    name = Text(title, "bold")
+    name.truncate(width // 4, overflow="ellipsis")
+    share = f"{100 * tally.ended // tally.total} %  {tally.ended:,} of {tally.total:,}"
+    words = f"{share}  {render_end(tally.seconds_left(), datetime.now())}"
+    if width < NARROW:
+        return Text.assemble(name, "  ", words, no_wrap=True, overflow="ellipsis")
+    head = Table.grid(Column(), Column(width=30), Column(no_wrap=True, overflow="ellipsis"), padding=(0, 1))
+    head.add_row(name, ProgressBar(total=tally.total, completed=tally.ended), words)
+    return head
 
 
 def _render_states(tally: Tally) -> Text:

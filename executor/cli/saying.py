@@ -63,6 +63,15 @@ def refusing() -> Iterator[None]:
         refuse(error)
 
 
+@contextlib.contextmanager
+def naming(option: str) -> Iterator[None]:
+    """What is refused inside is the value of this option."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{option}: {error}") from None
+
+
 def write_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """A table on stdout; elsewhere than on a terminal columns that nothing cuts."""
     console = Console(highlight=False)

@@ -41,6 +41,8 @@ def render_failure(submitted: SubmittedJob, number: int, failed: FailedTask) -> 
     for stream, path in (("stdout", failed.stdout), ("stderr", failed.stderr)):
         if path:
             yield f"  {stream}: {path}", ""
+    if failed.command:
+        yield f"  its output: {failed.command}", ""
     lines = read_end(failed.stderr) if failed.stderr else future.stderr.splitlines()[-MOST_LINES:]
     for line in lines:
         yield f"    {line}", "dim"
@@ -81,7 +83,7 @@ def _task_object(submitted: SubmittedJob, number: int) -> dict[str, Any]:
         "attempt": future.attempt, "started": future.started, "ended": future.ended, "returncode": future.returncode,
         "cpu_seconds": usage and round(usage.cpu_time, 6), "max_rss": usage and usage.max_rss,
         "error": error and render_error(error),
-        **{key: paths.get(key) for key in ("cwd", "stdout", "stderr")},
+        "cwd": paths.cwd, "stdout": paths.stdout, "stderr": paths.stderr, "command": paths.command,
     }  # fmt: skip
 
 

@@ -56,8 +56,8 @@ class Tally:
         return self._clock() - self._began
 
     def seconds_left(self) -> float | None:
-        """Until all have ended, if it goes on as until now; None if none has ended yet."""
-        return self.seconds() * (self.total - self.ended) / self.ended if self.ended else None
+        """Until all have ended, if it goes on as until now; None if none has ended yet, or all have."""
+        return self.seconds() * (self.total - self.ended) / self.ended if 0 < self.ended < self.total else None
 
 
 def render_counts(counts: Counter[str]) -> str:

@@ -154,8 +154,13 @@ class Scheduler:
         self._placement.join(Worker.of_pools(worker_id, pools, ends, group))
         return self._assign(now)
 
-    def lost(self, worker_id: WorkerId, reason: str, now: float) -> list[Effect]:
-        """A worker is gone, with all that ran on it: what may have started counts against ``crash_limit``."""
+    def lost(
+        self, worker_id: WorkerId, reason: str, now: float, last: Iterable[protocol.Report] = ()
+    ) -> list[Effect]:
+        """A worker is gone, with all that ran on it: what may have started counts against ``crash_limit``.
+
+        ``last`` are reports of it that have come before, and count all the same.
+        """
         leaving = self.leaving.pop(worker_id, None)
         worker = leaving or self.workers.get(worker_id)
         if worker is None:
@@ -163,6 +168,8 @@ class Scheduler:
         if leaving is None:
             self._end_on_other_nodes(worker, reason)
             self._placement.leave(worker)
+        for report in last:
+            self._on_report(worker, report)
         for lane in worker.lanes.values():
             # A start is reported a moment after it: the first ones may have started, and count as if they had.
             for position, task in reversed(list(enumerate(lane.sent.values()))):

@@ -35,7 +35,7 @@ def parse_ids(text: str) -> list[int]:
         _refuse_overlap(new, ranges)
         ranges.append(new)
         if sum(map(len, ranges)) > MOST_IDS:
-            raise ValueError(f"ids {shown(text)}: more than {MOST_IDS:,} tasks; make several arrays of them")
+            raise ValueError(f"{shown(text)} has more than {MOST_IDS:,} numbers; make several arrays of them")
     return [number for each in ranges for number in each]
 
 

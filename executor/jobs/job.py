@@ -128,7 +128,8 @@ class Job:
             for ``cwd``, ``%{CWD}`` are replaced in them.
         :raises TypeError, ValueError: what :class:`Program` and the options refuse; a name or number that is taken.
         """
-        return self._add(Task(self._new_id(id), name, _read_program(argv, stdin), _read_deps(deps), _read(options)))
+        body = _read_program(argv, stdin)
+        return self._add(Task(self._new_id(id), name, body, _read_deps(deps), _read(name, options)))
 
     def function(
         self, fn: Callable[..., Any], *, args: Iterable[Any] = (), kwargs: Mapping[str, Any] | None = None,
@@ -138,10 +139,10 @@ class Job:
 
         The other parameters are those of :meth:`program`.
         """
-        call = Call(_read_function(fn), tuple(args), dict(kwargs or {}))
+        call = Call(_read_function(fn), tuple(_read_list("args", args)), dict(kwargs or {}))
         _refuse_places(fn, options)
         found = dict.fromkeys([*_read_deps(deps), *tasks_in([call.args, call.kwargs])])
-        return self._add(Task(self._new_id(id), name, call, tuple(found), _read(options)))
+        return self._add(Task(self._new_id(id), name, call, tuple(found), _read(name, options)))
 
     def array(
         self, what: Sequence[str | os.PathLike[str]] | Program | Callable[..., Any], *,
@@ -166,7 +167,7 @@ class Job:
             _refuse_places(body.fn, options)
         numbers = self._read_ids(ids, listed)
         return self._add(
-            Array(numbers[0], name, body, _read_deps(deps), _read(options), numbers, listed,
+            Array(numbers[0], name, body, _read_deps(deps), _read(name, options), numbers, listed,
                   _read_count("max_concurrent", max_concurrent, 1))
         )  # fmt: skip
 
@@ -184,7 +185,7 @@ class Job:
             assert entries is not None
             numbers: Sequence[int] = range(self._following, self._following + len(entries))
         else:
-            numbers = parse_ids(ids) if isinstance(ids, str) else [self._new_id(each) for each in ids]
+            numbers = parse_ids(ids) if isinstance(ids, str) else list(map(self._new_id, _read_list("ids", ids)))
         if entries is not None and len(entries) != len(numbers):
             raise JobError(f"an array of {len(numbers)} ids has {len(entries)} entries: there has to be one for each")
         if not numbers:
@@ -275,8 +276,8 @@ def _cyclic(cycle: Sequence[Task]) -> JobError:
     return JobError(f"tasks depend on each other: {titles}; remove one of these dependencies", tasks=numbers)
 
 
-def _read(options: Mapping[str, Any]) -> Mapping[str, Any]:
-    make_options(TaskOptions(), **options)  # refuses what makes no sense
+def _read(name: object, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    make_options(TaskOptions(), name=name, **options)  # refuses what makes no sense
     return {name: copy(value) if isinstance(value, dict | list) else value for name, value in options.items()}
 
 
@@ -300,7 +301,7 @@ def _refuse_places(fn: Callable[..., Any], options: Mapping[str, Any]) -> None:
 
 
 def _read_deps(deps: Iterable[Dependency]) -> tuple[Dependency, ...]:
-    listed = (deps,) if isinstance(deps, Task | str) else tuple(deps)
+    listed = (deps,) if isinstance(deps, Task | str | int) else tuple(_read_list("deps", deps))
     for each in listed:
         if isinstance(each, bool) or not isinstance(each, Task | str | int):
             raise TypeError(f"deps: {shown(each)} ({type(each).__name__}): expected tasks, names or numbers of tasks")
@@ -308,11 +309,20 @@ def _read_deps(deps: Iterable[Dependency]) -> tuple[Dependency, ...]:
 
 
 def _read_entries(entries: Iterable[Any], of_program: bool) -> list[Any]:
-    listed = list(entries)
+    listed = list(_read_list("entries", entries))
+    if tasks_in(listed):
+        raise TypeError(f"entries: {shown(tasks_in(listed)[0])} is a task; only arguments of function() may be tasks")
     for each in listed if of_program else ():
         if not isinstance(each, str):
             raise TypeError(f"entries: {shown(each)} ({type(each).__name__}): a program can only have text; use str()")
     return listed
+
+
+def _read_list(name: str, value: Any) -> Iterable[Any]:
+    """Not text: each letter of it would be one of them."""
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        raise TypeError(f"{name}={shown(value)}: expected a list, or another iterable")
+    return value
 
 
 def _read_count(name: str, value: Any, least: int) -> int | None:

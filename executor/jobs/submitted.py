@@ -8,7 +8,9 @@ costs 200 000 steps and not 10 billion.
 from __future__ import annotations
 
 import os
+import shlex
 import threading
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Future
@@ -17,15 +19,16 @@ from functools import partial
 from typing import Any, Protocol
 
 from executor.asynchronous import as_completed_async
+from executor.core.needs import Needs
 from executor.dependencies import CONDITIONS
-from executor.errors import DependencyFailed, ExecutorTerminated, JobError
-from executor.future import TaskFuture
+from executor.errors import DependencyFailed, ExecutorTerminated
+from executor.future import TaskFuture, cancel_all
 from executor.jobs.dot import Node, draw, render_dot
 from executor.jobs.job import Array, Call, Job, Task
 from executor.jobs.numbers import take_number
 from executor.jobs.placeholders import fill
 from executor.jobs.task_options import JobOptions, path_of
-from executor.options import TaskOptions, parse_duration
+from executor.options import Stream, TaskOptions, parse_duration
 from executor.program import Program
 
 #: Where a task of a job stands: HyperQueue's words. "aborted": not to run, because something else had failed.
@@ -37,12 +40,22 @@ _OF_JOB = ("running", "waiting", "failed", "aborted", "cancelled", "finished")
 _ENDS = ((type(None), "finished"), (DependencyFailed, "aborted"), (ExecutorTerminated, "cancelled"))
 
 
+class Owner(Protocol):
+    """The executor itself."""
+
+    def _check_possible(self, variants: tuple[Needs, ...], name: str) -> None:
+        """Refuse what no agent can ever run."""
+
+
 class Tasks(Protocol):
     """What submits tasks: an executor or a view of it."""
 
     @property
     def _options(self) -> TaskOptions:
         """Those of its tasks."""
+
+    def _owner(self) -> Owner:
+        """The executor."""
 
     def _bound(self, options: TaskOptions) -> Tasks:
         """A view with these options, and no others."""
@@ -52,13 +65,23 @@ class Tasks(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class FailedTask:
-    """A task that failed: why, where it ran, and the files of its output (None: it has none)."""
+class TaskPaths:
+    """Where a task runs, and where its output is: the files of ``stdout`` and ``stderr`` (None: it has none), or the
+    ``stream``, a directory, and the ``command`` that shows what it has there (None: nothing goes to a stream).
+    """
 
-    error: BaseException
     cwd: str
     stdout: str | None
     stderr: str | None
+    stream: str | None
+    command: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class FailedTask(TaskPaths):
+    """A task that failed: why, and where its output is."""
+
+    error: BaseException
 
 
 class SubmittedJob:
@@ -74,6 +97,10 @@ class SubmittedJob:
         self.submit_dir = os.getcwd()
         self.id = take_number(numbers, job, view._options.cwd or self.submit_dir)
         self._options = JobOptions(view._options, job, self.id, self.submit_dir)
+        #: what all tasks of each of the job's tasks and arrays have, but for what they wait for
+        self._common = {task: self._options.common(task) for task in ordered}
+        for common in self._common.values():
+            view._owner()._check_possible(common.variants, common.name or "")
         self._by_id: dict[int, TaskFuture] = {}
         #: the numbers of those that have ended, in that order
         self._ended: list[int] = []
@@ -87,8 +114,12 @@ class SubmittedJob:
         self._left: dict[Array, int] = {}
         #: by array: which of its tasks may run next
         self._turns: dict[Array, Iterator[Future[None]]] = {}
-        for task in ordered:
-            self._submit(view, task)
+        try:
+            for task in ordered:
+                self._submit(view, task)
+        except BaseException:  # the executor was shut down, or Ctrl-C: nobody would have what runs in hand
+            self.cancel()
+            raise
         self.futures = Futures(self)
 
     def __repr__(self) -> str:
@@ -100,7 +131,10 @@ class SubmittedJob:
     # --- submitting ---------------------------------------------------------------------------------------------------
 
     def _submit(self, view: Tasks, task: Task) -> None:
-        common = self._options.common(task, [self._future_of(each) for each in self.job.needs(task)])
+        common = self._common[task]
+        waits = tuple((CONDITIONS[0], self._future_of(each)) for each in self.job.needs(task))
+        if waits:
+            common = replace(common, after=(*common.after, *waits))
         if isinstance(task, Array):
             self._submit_array(view, task, common)
         else:
@@ -128,10 +162,11 @@ class SubmittedJob:
         self, view: Tasks, task: Task, number: int, options: TaskOptions, args: Any, kwargs: Mapping[str, Any]
     ) -> None:
         fn = task.body.fn if isinstance(task.body, Call) else task.body
-        future = self._by_id[number] = view._bound(options).submit(fn, *args, **kwargs)
-        future.add_done_callback(partial(self._on_end, task, number))
+        future = _never_run(options) if self._aborts else view._bound(options).submit(fn, *args, **kwargs)
+        self._by_id[number] = future
+        future.when_ended(partial(self._on_end, task, number))
         if self._aborts:
-            future.cancel(kill=True)  # too much has failed while the rest was being submitted
+            future.cancel(kill=True)  # too much has failed while it was being submitted
 
     def _arguments(self, body: Program | Call) -> tuple[Any, Any]:
         if isinstance(body, Call):
@@ -150,7 +185,8 @@ class SubmittedJob:
 
     # --- ends ---------------------------------------------------------------------------------------------------------
 
-    def _on_end(self, task: Task, number: int, future: Any) -> None:
+    def _on_end(self, task: Task, number: int, future: TaskFuture) -> None:
+        """On the hub's thread only for one that has ended well, so that it never calls the user's callbacks."""
         with self._news:
             self._ended.append(number)
             failed = _has_failed(future)
@@ -161,10 +197,10 @@ class SubmittedJob:
             aborts = limit is not None and self._failures > limit and not self._aborts
             self._aborts = self._aborts or aborts
             self._news.notify_all()
+        if aborts:
+            self.cancel()  # before it is the turn of another one
         if isinstance(task, Array):
             self._on_element_end(task, future)
-        if aborts:
-            self._cancel_all()
 
     def _on_element_end(self, array: Array, future: TaskFuture) -> None:
         turn = next(self._turns[array], None)
@@ -173,19 +209,17 @@ class SubmittedJob:
         gate = self._gates[array]
         with self._news:
             self._left[array] -= 1
-            error = _why_not(future)
+            error = None if future.cancelled() else future.exception()
             decided = gate.running() or gate.done()
-            decides = not decided and (error is not None or not self._left[array])
-            if decides:
+            decides = not decided and (future.cancelled() or error is not None or not self._left[array])
+            if decides and not future.cancelled():
                 gate.set_running_or_notify_cancel()  # others see that it is decided
-        if decides and error is not None:
-            gate.set_exception(error)
+        if decides and future.cancelled():
+            gate.cancel()
+        elif decides and error is not None:
+            gate.set_exception(_of_element(error, future))
         elif decides:
             gate.set_result(None)
-
-    def _cancel_all(self) -> None:
-        for future in reversed(list(self._by_id.values())):  # first those that would fail for the lack of others
-            future.cancel(kill=True)
 
     # --- for who watches ----------------------------------------------------------------------------------------------
 
@@ -222,7 +256,7 @@ class SubmittedJob:
             if not self._news.wait_for(self.done, seconds):
                 left = len(self) - len(self._ended)
                 raise TimeoutError(f"job {self.id}: {left} of {len(self)} tasks have not ended after {timeout}")
-        return all(_why_not(future) is None for future in self._by_id.values())
+        return all(not future.cancelled() and future.exception() is None for future in self._by_id.values())
 
     def __iter__(self) -> Iterator[TaskFuture]:
         """Its futures as they end; each ``for`` begins with the first one that ended."""
@@ -248,13 +282,16 @@ class SubmittedJob:
         with self._news:
             return self._ended[since:]
 
-    def paths(self, task: int) -> Mapping[str, str]:
-        """The directory ("cwd") of the task with this number, and the files of "stdout" and "stderr" if it has any."""
+    def paths(self, task: int) -> TaskPaths:
+        """Where the latest attempt of the task with this number runs, and where its output is. Raises KeyError."""
         written = self.job.task(task)
-        options = self._options.own(written, self._options.common(written), task)
-        paths = {"cwd": options.cwd, "stdout": path_of(options.stdout), "stderr": path_of(options.stderr)}
+        options = self._options.own(written, self._common[written], task)
         instance = {"INSTANCE_ID": str(max(0, self._by_id[task].attempt - 1))}
-        return {name: fill(path, instance) for name, path in paths.items() if path is not None}
+        cwd, stdout, stderr = (
+            path and fill(path, instance) for path in (options.cwd, path_of(options.stdout), path_of(options.stderr))
+        )
+        assert cwd is not None  # a job's tasks have one
+        return TaskPaths(cwd, stdout, stderr, *_how_to_see(options, task))
 
     def to_dot(self) -> str:
         """Its graph as text for Graphviz, with the states of this moment in colour."""
@@ -272,7 +309,7 @@ class SubmittedJob:
 
     def cancel(self) -> None:
         """End it: what waits will not run, what runs is ended as by ``future.kill()``."""
-        self._cancel_all()
+        cancel_all(list(self._by_id.values()))
 
     def failed(self) -> dict[int, FailedTask]:
         """The tasks that have failed until now, by their numbers; not those that were aborted or cancelled."""
@@ -282,7 +319,7 @@ class SubmittedJob:
         error = self._by_id[number].exception()
         assert error is not None
         paths = self.paths(number)
-        return FailedTask(error, paths["cwd"], paths.get("stdout"), paths.get("stderr"))
+        return FailedTask(paths.cwd, paths.stdout, paths.stderr, paths.stream, paths.command, error)
 
 
 class Futures(Mapping[int | str, Any]):
@@ -307,8 +344,26 @@ class Futures(Mapping[int | str, Any]):
         return len(self._by_id)
 
 
+def _how_to_see(options: TaskOptions, task: int) -> tuple[str | None, str | None]:
+    """The directory of its stream files, and the command that shows what it has there."""
+    streamed = [name for name in ("stdout", "stderr") if getattr(options, name) is Stream.STREAM]
+    if options.stream is None or not streamed:
+        return None, None
+    directory = options.stream.directory
+    words = ["hpc-executor", "output", directory, "--task", str(task), *["--stderr"] * ("stderr" in streamed)]
+    return directory, shlex.join(words)
+
+
 def _first_state(counts: Counter[str]) -> str:
     return next(state for state in _OF_JOB if counts[state])
+
+
+def _never_run(options: TaskOptions) -> TaskFuture:
+    """Of a task that comes too late: the executor never hears of it, and it has no number there."""
+    future = TaskFuture(0, options.name or "", time.time())
+    future.mark_cancelled()
+    future.announce_cancel()
+    return future
 
 
 def _has_failed(future: TaskFuture) -> bool:
@@ -316,8 +371,8 @@ def _has_failed(future: TaskFuture) -> bool:
     return not future.cancelled() and not isinstance(future.exception(), DependencyFailed | ExecutorTerminated | None)
 
 
-def _why_not(future: TaskFuture) -> BaseException | None:
-    """Why it has no result; None: it has."""
-    if future.cancelled():
-        return JobError(f"the task {future.name!r} was cancelled")
-    return future.exception()
+def _of_element(error: BaseException, future: TaskFuture) -> DependencyFailed:
+    """Why the array of an element that failed is no use to others: whoever tells of it names the element."""
+    if isinstance(error, DependencyFailed):
+        return error
+    return DependencyFailed(f"task {future.task_id} ({future.name}) has failed", future=future)

@@ -6,15 +6,14 @@ What all tasks of an array have in common is made once; each of them then costs 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
 from executor.files import OutputFile
 from executor.jobs.job import Array, Call, Job, Task, callable_name
 from executor.jobs.placeholders import fill
-from executor.options import Destination, TaskOptions, make_options
+from executor.options import Destination, Environment, TaskOptions, make_options
 from worker_agent.protocol import StreamTo
 
 #: Filled in for each task; what else is in a path is the same for all.
@@ -33,12 +32,11 @@ class JobOptions:
         self._values = {"JOB_ID": str(job_id), "SUBMIT_DIR": submit_dir}
         self._variables = _under_both_names(self._values)
 
-    def common(self, task: Task, after: Sequence[Future[Any]] = ()) -> TaskOptions:
-        """What all tasks of ``task`` have, which wait for ``after``; paths may still have a number to be filled in."""
+    def common(self, task: Task) -> TaskOptions:
+        """What all tasks of ``task`` have; paths may still have a number to be filled in."""
         written = task.options
         return make_options(self._view, **{
             **written, **self._paths(written), **self._stream(written), "name": title_of(task),
-            "after": _with_after(written.get("after"), after),
             "env": {**self._job.env, **self._variables, **(written.get("env") or {})},
         })  # fmt: skip
 
@@ -49,11 +47,9 @@ class JobOptions:
         variables = {"HQ_TASK_ID": text, "HPC_JOB_TASK_ID": text}
         if isinstance(entry, str):
             variables |= _under_both_names({"ENTRY": entry})
-        written = task.options.get("env") or {}
-        env = dict(common.env) | {key: value for key, value in variables.items() if key not in written}
         stream = common.stream and StreamTo(common.stream.directory, self._id, number, name or "")
         return replace(
-            common, name=name, env=tuple(sorted(env.items())), stream=stream,
+            common, name=name, env=_over(variables, common.env, task.options.get("env") or {}), stream=stream,
             cwd=_numbered(common.cwd, text), stdout=_numbered(common.stdout, text),
             stderr=_numbered(common.stderr, text), inputs=_numbered_all(common.inputs, text),
             outputs=_numbered_all(common.outputs, text),
@@ -87,14 +83,21 @@ class JobOptions:
 
 def title_of(task: Task) -> str:
     """What its tasks are called, but for the number of one in an array."""
-    return os.path.basename(
-        task.name or (callable_name(task.body.fn) if isinstance(task.body, Call) else task.body.argv[0])
-    )
+    if task.name is not None:
+        return task.name
+    return callable_name(task.body.fn) if isinstance(task.body, Call) else os.path.basename(task.body.argv[0])
 
 
 def _under_both_names(values: Mapping[str, str]) -> dict[str, str]:
     """Ours and HyperQueue's. HPC_TASK_ID is the executor's number of the task, and so not among them."""
     return {f"{prefix}_{key}": text for prefix in ("HPC", "HQ") for key, text in values.items()}
+
+
+def _over(variables: Mapping[str, str], env: Environment, written: Mapping[str, Any]) -> Environment:
+    """The environment with these variables, but for those that the task has ``written`` itself."""
+    new = [pair for pair in variables.items() if pair[0] not in written]
+    names = {name for name, _ in new}
+    return tuple(sorted([*(pair for pair in env if pair[0] not in names), *new]))  # the pairs themselves are shared
 
 
 def _below(path: str | os.PathLike[str], values: Mapping[str, str]) -> str:
@@ -110,13 +113,6 @@ def _numbered(path: Any, number: str) -> Any:
 
 def _numbered_all(places: tuple[tuple[str, str], ...], number: str) -> tuple[tuple[str, str], ...]:
     return tuple((name, _numbered(path, number)) for name, path in places) if places else places
-
-
-def _with_after(written: Any, after: Sequence[Future[Any]]) -> Any:
-    if isinstance(written, Mapping):
-        ok = written.get("afterok", ())
-        return {**written, "afterok": [*([ok] if isinstance(ok, Future) else ok), *after]}
-    return [*([written] if isinstance(written, Future) else written or ()), *after]
 
 
 def path_of(destination: Destination) -> str | None:

@@ -9,9 +9,10 @@ from executor.core.model import WorkerId
 from executor.core.needs import Needs
 from executor.report.advice import advise_cpus, advise_memory, render_size
 from executor.report.recorder import AgentSeen, Ends, Failed, Snapshot
+from executor.report.report import Report
 from executor.report.series import Series
 from executor.report.tally import Kind, KindSums, LaneSums, Record, Row, Tally
-from executor.report.values import Agent, Attempt, Counts, Failure, Lane, Report, Timeline, UsageByNeeds
+from executor.report.values import Agent, Attempt, Counts, Failure, Lane, Timeline, UsageByNeeds
 from executor.resources import render_amount
 
 
@@ -47,9 +48,8 @@ _NOTHING = Timeline(0.0, 1.0, [], [], [])
 
 
 def _make_counts(ends: Ends, attempts: int) -> Counts:
-    ended = ends.finished + ends.failed + ends.aborted + ends.cancelled
     return Counts(
-        ends.submitted, ends.finished, ends.failed, ends.aborted, ends.cancelled, max(0, ends.submitted - ended),
+        ends.submitted, ends.finished, ends.failed, ends.aborted, ends.cancelled, max(0, ends.submitted - ends.ended),
         attempts, ends.retried,
     )  # fmt: skip
 
@@ -121,13 +121,14 @@ def _ordered(sums: Tally, agents: dict[WorkerId, AgentSeen]) -> list[tuple[Row, 
 
 def _make_usage(kind: Kind, sums: KindSums) -> UsageByNeeds:
     used = sums.cpu / sums.seconds if sums.seconds else 0.0
+    most = max(used, sums.most_cpus)  # where all were too short to be measured one by one, their mean is all there is
     advice = (
-        advise_cpus(kind.cpus, sums.seconds, sums.cpu, sums.most_cpus) if kind.needs else "",
+        advise_cpus(kind.cpus, sums.seconds, sums.cpu, most) if kind.needs else "",
         advise_memory(kind.memory, sums.peak, sums.out_of_memory) if kind.needs else "",
     )
     return UsageByNeeds(
         render_needs(kind), dict(sums.names), sums.other_names, sums.attempts, sums.seconds / sums.attempts,
-        sums.longest, sums.cpu, kind.cpus, used, sums.most_cpus, kind.memory, sums.peak, sums.out_of_memory,
+        sums.longest, sums.cpu, kind.cpus, used, most, kind.memory, sums.peak, sums.out_of_memory,
         [sentence for sentence in advice if sentence],
     )  # fmt: skip
 

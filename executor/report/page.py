@@ -14,7 +14,7 @@ from itertools import groupby
 
 from executor.report.advice import render_size
 from executor.report.drawing import draw_cpus, draw_lane, draws_attempts, family, pick_colours
-from executor.report.values import Attempt, Failure, Lane, Report, UsageByNeeds
+from executor.report.values import Attempt, Failure, Figures, Lane, UsageByNeeds
 from executor.report.words import escape, render_count, render_mark, render_moment, render_seconds, round_step
 
 #: Lanes that are drawn, those in which most has run.
@@ -23,7 +23,7 @@ MOST_LANES = 100
 _NO = "&ndash;"
 
 
-def render_page(report: Report) -> str:
+def render_page(report: Figures) -> str:
     """The whole page."""
     script = _read("page.js")
     body = "\n".join(filter(None, (
@@ -47,14 +47,14 @@ def _policy(script: str) -> str:
     return f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
 
 
-def _title(report: Report) -> str:
+def _title(report: Figures) -> str:
     return f"Run of {render_count(report.counts.submitted, 'task')}"
 
 
 # ---- the head
 
 
-def _head(report: Report) -> str:
+def _head(report: Figures) -> str:
     counts = report.counts
     when = (
         "Nothing has run yet."
@@ -78,7 +78,7 @@ def _ends_tile(ends: Sequence[tuple[str, str, int]]) -> str:
     return f'<div class="tile wide"><div class="ends">{words or "no tasks"}</div><div class="bar">{bar}</div></div>'
 
 
-def _tiles(report: Report) -> str:
+def _tiles(report: Figures) -> str:
     counts, agents = report.counts, report.agents
     cpus = sum(agent.cpus for agent in agents)
     given = sum(report.timeline.given) * report.timeline.bin_seconds
@@ -103,7 +103,7 @@ def _number(number: int) -> str:
 # ---- over time
 
 
-def _charts(report: Report) -> str:
+def _charts(report: Figures) -> str:
     if report.began is None:
         return ""
     return (
@@ -127,7 +127,7 @@ def _marks(seconds: float) -> str:
     )
 
 
-def _cpus(report: Report) -> str:
+def _cpus(report: Figures) -> str:
     most = max([*report.timeline.there, *report.timeline.given, *report.timeline.used, 1.0])
     peak = max(report.timeline.there, default=0.0)
     return (
@@ -138,7 +138,7 @@ def _cpus(report: Report) -> str:
     )
 
 
-def _lanes(report: Report) -> str:
+def _lanes(report: Figures) -> str:
     most = sorted(report.lanes, key=lambda lane: -lane.attempts)[:MOST_LANES]
     lanes = [lane for lane in report.lanes if lane in most]
     colours = pick_colours(report.attempts) if draws_attempts(report) else {}
@@ -155,7 +155,7 @@ def _lanes(report: Report) -> str:
     return "\n".join(parts)
 
 
-def _lane(report: Report, lane: Lane, attempts: Sequence[Attempt], colours: dict[str, int]) -> str:
+def _lane(report: Figures, lane: Lane, attempts: Sequence[Attempt], colours: dict[str, int]) -> str:
     failed = f', <em class="bad">{_number(lane.failed)} not well</em>' if lane.failed else ""
     most = max(lane.running, default=0.0)
     return (
@@ -165,7 +165,7 @@ def _lane(report: Report, lane: Lane, attempts: Sequence[Attempt], colours: dict
     )
 
 
-def _legend(report: Report, colours: dict[str, int]) -> str:
+def _legend(report: Figures, colours: dict[str, int]) -> str:
     keys = [(f"c{number}", name) for name, number in colours.items()]
     if any(family(attempt.name) not in colours for attempt in report.attempts) and colours:
         keys.append(("c0", "others"))
@@ -189,21 +189,21 @@ def _table(title: str, heads: Sequence[str], rows: Iterable[str], words: str = "
     )
 
 
-def _usage(report: Report) -> str:
+def _usage(report: Figures) -> str:
     if not report.usage:
         return ""
     heads = ["asked for", "tasks", "attempts", "mean", "longest", "CPUs used", "memory, peak"]
     return _table(
-        "Asked for and used", heads, (_usage_row(each) for each in report.usage),
+        "Asked for and used", heads, (_usage_row(report, each) for each in report.usage),
         "CPUs used are the mean of all attempts and of the one that used the most; the mark is what was asked for.",
     )  # fmt: skip
 
 
-def _usage_row(used: UsageByNeeds) -> str:
+def _usage_row(report: Figures, used: UsageByNeeds) -> str:
     advice = "".join(f'<div class="advice">{escape(sentence)}</div>' for sentence in used.advice)
     cells = [
-        f"<b>{escape(used.needs)}</b>", escape(_names(used)), _number(used.attempts), render_seconds(used.mean_seconds),
-        render_seconds(used.longest_seconds),
+        f"<b>{escape(used.needs)}</b>", escape(_names(report, used)), _number(used.attempts),
+        render_seconds(used.mean_seconds), render_seconds(used.longest_seconds),
         f"{used.cpus_used:.2f}, at most {used.cpus_peak:.2f}" + _meter(used.cpus_peak, used.cpus_asked),
         (render_size(used.memory_peak) if used.memory_peak else _NO) + _meter(used.memory_peak, used.memory_asked),
     ]  # fmt: skip
@@ -211,9 +211,10 @@ def _usage_row(used: UsageByNeeds) -> str:
     return row + (f'<tr class="advised"><td colspan="{len(cells)}">{advice}</td></tr>\n' if advice else "")
 
 
-def _names(used: UsageByNeeds) -> str:
-    families = list(dict.fromkeys(map(family, used.names)))
-    more = len(families) > 4 or used.other_names
+def _names(report: Figures, used: UsageByNeeds) -> str:
+    names = [*used.names, *(attempt.name for attempt in report.attempts if attempt.needs == used.needs)]
+    families = list(dict.fromkeys(map(family, names)))
+    more = len(families) > 4 or (used.other_names and report.attempts_left_out)
     return ", ".join(families[:4]) + (" and others" if more else "")
 
 
@@ -228,7 +229,7 @@ def _meter(used: float, asked: float) -> str:
     )
 
 
-def _slowest(report: Report) -> str:
+def _slowest(report: Figures) -> str:
     if not report.slowest:
         return ""
     longest = report.slowest[0].seconds
@@ -251,7 +252,7 @@ def _slow_row(attempt: Attempt, longest: float) -> str:
 # ---- failures
 
 
-def _failures(report: Report) -> str:
+def _failures(report: Figures) -> str:
     if not report.counts.failed:
         return ""
     kinds = ", ".join(f"{_number(number)} &times; {escape(name)}" for name, number in report.failures_by_error.items())
@@ -282,7 +283,7 @@ def _failure(failure: Failure, is_open: bool) -> str:
     )
 
 
-def _footer(report: Report) -> str:
+def _footer(report: Figures) -> str:
     words = ["Times are by the clocks of the hosts on which the tasks ran."]
     if report.attempts_left_out:
         kept, more = _number(len(report.attempts)), _number(report.attempts_left_out)

@@ -18,6 +18,7 @@ from typing import Final
 from executor.calls import Request
 from executor.core.model import Lane, Task, WorkerId
 from executor.core.needs import Needs
+from executor.counts import Counts
 from executor.errors import STDERR_FOLLOWS, DependencyFailed, RemoteTraceback
 from executor.future import TaskFuture
 from executor.report import tally
@@ -85,6 +86,11 @@ class Ends:
     cancelled: int = 0
     retried: int = 0
 
+    @property
+    def ended(self) -> int:
+        """How many have ended."""
+        return self.finished + self.failed + self.aborted + self.cancelled
+
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
@@ -129,6 +135,7 @@ class Recorder:
     """The record of one executor. Used from the hub's thread only, but for :meth:`settled` and :meth:`refused`."""
 
     def __init__(self) -> None:
+        #: what the hub has seen: tasks that came, and ends of which the delivery threads do not hear
         self.ends = Ends()
         self._agents: dict[WorkerId, AgentSeen] = {}
         self._whole: list[Record] = []
@@ -138,10 +145,16 @@ class Recorder:
         self._rows: dict[tuple[WorkerId | None, Kind], Row] = {}
         self._kinds: dict[tuple[Needs | None, float], Kind] = {}
         self._row_of_lane: dict[int, Row] = {}
-        self._lock = threading.Lock()
+        #: of what is settled; told when all tasks are
+        self._lock = threading.Condition()
         self._settled = _Settled()
 
     # --- the hub's thread ---------------------------------------------------------------------------------------------
+
+    @property
+    def to_settle(self) -> int:
+        """When the hub has no task left: how many of those that came have their ends from the delivery threads."""
+        return self.ends.submitted - self.ends.ended
 
     def joined(self, worker: WorkerId, name: str, pools: Sequence[Pool], now: float) -> None:
         """An agent has joined, at ``now`` (seconds since the epoch)."""
@@ -199,13 +212,27 @@ class Recorder:
         """What is known now. From another thread only when the hub's has ended."""
         with self._lock:
             failures, errors = list(self._settled.failures), dict(self._settled.errors)
-            ends, by_itself = _sum_of(self.ends, self._settled.ends), self._settled.by_itself
+            ends, by_itself = self._ends_until_now(), self._settled.by_itself
         ends.retried = max(0, self._failed_attempts - by_itself)
         agents = {worker: copy.copy(agent) for worker, agent in self._agents.items()}
         sums = copy.deepcopy(self._tally)
         return Snapshot(ends, agents, failures, errors, self._whole.copy(), self._batch.copy(), sums)
 
     # --- any thread ---------------------------------------------------------------------------------------------------
+
+    def _ends_until_now(self) -> Ends:
+        return _sum_of(self.ends, self._settled.ends)
+
+    def counts(self, running: int) -> Counts:
+        """How many tasks there have been; a task has ended when those who wait for it can see that."""
+        with self._lock:
+            ends = self._ends_until_now()
+        return Counts(ends.submitted, ends.finished, ends.failed + ends.aborted, ends.cancelled, running)
+
+    def wait_settled(self, count: int) -> None:
+        """Wait until the delivery threads have seen the ends of so many tasks, see :attr:`to_settle`."""
+        with self._lock:
+            self._lock.wait_for(lambda: self._settled.ends.ended - self._settled.ends.submitted >= count)
 
     def settled(self, request: Request, news: object, error: BaseException | None) -> None:
         """A task has its outcome; to be told before its future is."""
@@ -220,6 +247,7 @@ class Recorder:
             if isinstance(news, protocol.Finished):
                 checked = request.program is None or request.program.check
                 self._settled.by_itself += _how(news, checked) in _BY_ITSELF
+            self._lock.notify_all()
 
     def refused(self, future: TaskFuture, error: BaseException) -> None:
         """A task could not be sent at all: its arguments cannot be pickled, say."""

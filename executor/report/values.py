@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from dataclasses import dataclass
 
 
@@ -135,8 +133,8 @@ class UsageByNeeds:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """What ``HPCExecutor.report`` gives: a run in numbers.
+class Figures:
+    """A run in numbers.
 
     ``began`` is the first submission, ``ended`` the last end of an attempt, in seconds since the epoch (None: nothing
     has run yet). ``wall_time`` and ``cpu_time`` in seconds; ``utilisation`` is the share of the agents' CPU time that
@@ -159,7 +157,3 @@ class Report:
     failures_by_error: dict[str, int]
     attempts: list[Attempt]
     attempts_left_out: int
-
-    def to_json(self) -> str:
-        """All of it as JSON; the names are those of the fields."""
-        return json.dumps(dataclasses.asdict(self), indent=1)

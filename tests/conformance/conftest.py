@@ -18,9 +18,12 @@ KINDS: dict[str, Callable[..., Executor]] = {
 }
 
 
-@pytest.fixture(scope="module", params=list(KINDS))
+@pytest.fixture(scope="module", params=["threads", "fresh", pytest.param("reused", marks=pytest.mark.shared)])
 def kind(request: pytest.FixtureRequest) -> str:
-    """A key of KINDS; a test that is not for all of them names its own."""
+    """A key of KINDS; a test that is not for all of them names its own.
+
+    What depends on the Python are the executor's face and fresh interpreters: they are looked at on each.
+    """
     return str(request.param)
 
 

@@ -21,7 +21,7 @@ import psutil
 import pytest
 from contract_tasks import add, pass_gate, pass_gate_and_note
 
-pytestmark = pytest.mark.parametrize("kind", ["fresh", "reused"], indirect=True)
+pytestmark = pytest.mark.parametrize("kind", ["fresh", pytest.param("reused", marks=pytest.mark.shared)], indirect=True)
 
 METHODS = ["fork", "forkserver", "spawn"]
 

@@ -20,7 +20,7 @@ import contract_tasks as tasks
 import pytest
 from contract_tasks import add, pass_gate, pass_gate_and_note
 
-ours = pytest.mark.parametrize("kind", ["fresh", "reused"], indirect=True)
+ours = pytest.mark.parametrize("kind", ["fresh", pytest.param("reused", marks=pytest.mark.shared)], indirect=True)
 
 
 def count_lines(path):

@@ -112,8 +112,8 @@ class Cluster:
         """A worker with so many CPUs, and other pools."""
         return self._note(self.scheduler.joined(worker, [*cpus(slots), *pools], self.now, ends, group))
 
-    def lose(self, worker: WorkerId, reason: str = "the node is gone") -> Wanted:
-        return self._note(self.scheduler.lost(worker, reason, self.now))
+    def lose(self, worker: WorkerId, reason: str = "the node is gone", last: Iterable[Report] = ()) -> Wanted:
+        return self._note(self.scheduler.lost(worker, reason, self.now, last))
 
     def report(self, worker: WorkerId, *reports: Report) -> Wanted:
         frame = codec.encode(protocol.Reports(protocol.PROTOCOL, "session", 1, 1, 0, False, 0.0, list(reports)))

@@ -623,6 +623,18 @@ def test_the_tasks_of_a_lost_worker_go_before_those_that_wait(cluster: Cluster) 
     assert started_tasks(cluster.join(W2, 1)) == tasks[:2]
 
 
+@pytest.mark.parametrize("begun", [False, True])
+def test_what_a_worker_has_said_before_it_was_lost_counts(cluster: Cluster, begun: bool) -> None:
+    """Its end waited for its outputs; nothing new goes to the worker in the place of that task."""
+    tasks = cluster.start(3, slots=1)
+    if begun:
+        cluster.begin(W1, *tasks[:1])
+    report = finished(tasks[0])
+    assert cluster.lose(W1, last=[report]) == [Resolve(tasks[0], report), Requeue(tasks[1])]
+    assert [task.losses for task in tasks] == [0, 1, 0]
+    assert started_tasks(cluster.join(W2, 1)) == tasks[1:]
+
+
 def test_all_lanes_of_a_lost_worker_are_gone(cluster: Cluster) -> None:
     (blue,), (red,) = cluster.tasks(1, 0), cluster.tasks(1, 1)
     assert cluster.join(W1, 2) == []

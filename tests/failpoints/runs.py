@@ -127,7 +127,7 @@ def _start(command: list[str], directory: Path, name: str, env: dict[str, str]) 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """An agent leaves by itself; whoever does not shows where it is, and is killed."""
     try:
-        process.wait(SOON * 2 if process.args[3].endswith("agent_script.py") else 0)
+        process.wait(SOON if process.args[3].endswith("agent_script.py") else 0)
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGUSR1)
         with contextlib.suppress(subprocess.TimeoutExpired):
