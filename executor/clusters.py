@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from executor.batch.flux import FluxSystem
+from executor.batch.grid_engine import GridEngineSystem
+from executor.batch.pbs import PBSSystem, TorqueSystem
 from executor.batch.request import JobRequest
 from executor.batch.slurm import SlurmSystem
 from executor.batch.system import BatchSystem
@@ -95,8 +99,8 @@ class BatchCluster:
         return JobRequest(
             command, name, nodes, cpus=self.cpus, gpus=self.gpus, time=self.seconds, queue=self.queue,
             memory=None if self.memory is None else math.ceil(parse_size(self.memory)), account=self.account,
-            stdout=log, prologue=self.prologue, exclusive=self.cpus is None, directives=tuple(self.directives),
-            omit=frozenset(self.omit),
+            stdout=log, workdir=os.path.dirname(log) or None, prologue=self.prologue, exclusive=self.cpus is None,
+            directives=tuple(self.directives), omit=frozenset(self.omit),
         )  # fmt: skip
 
 
@@ -114,12 +118,63 @@ class Slurm(BatchCluster):
         return SlurmSystem()
 
 
+@dataclass(frozen=True, kw_only=True)
+class GridEngine(BatchCluster):
+    """Slots that Grid Engine grants. ``cpus`` has to be said: it counts slots, and knows no whole nodes.
+
+    On how many hosts an allocation with ``nodes_per_job`` above 1 is, the parallel environment's rule decides: one with
+    as many slots for each host as ``cpus`` gives what was asked for. There is an agent on each host.
+
+    :param pe: the parallel environment in which there is more than one slot, such as "smp"; ``qconf -spl`` lists those
+        that there are. For ``nodes_per_job`` above 1 it has to allow ``qrsh -inherit`` (``control_slaves TRUE``).
+    :param memory_resource: what memory is called there, such as "h_vmem" or "mem_free"; needed for ``memory``.
+    :param memory_per_slot: whether that is counted for each slot, as it mostly is.
+    :param gpu_resource: what GPUs are called there; ``gpus`` are asked for as they stand.
+    """
+
+    pe: str | None = None
+    memory_resource: str | None = None
+    memory_per_slot: bool = True
+    gpu_resource: str = "gpu"
+
+    def __post_init__(self) -> None:
+        if self.cpus is None:
+            raise ValueError("cpus=None: Grid Engine gives slots and no whole nodes; expected how many on each node")
+
+    def system(self) -> BatchSystem:
+        return GridEngineSystem(
+            pe=self.pe, memory_resource=self.memory_resource, memory_per_slot=self.memory_per_slot,
+            gpu_resource=self.gpu_resource,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class PBS(BatchCluster):
+    """Nodes that OpenPBS or PBS Professional grants; or Torque, which asks in other words.
+
+    :param torque: whether it is Torque.
+    """
+
+    torque: bool = False
+
+    def system(self) -> BatchSystem:
+        return TorqueSystem() if self.torque else PBSSystem()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flux(BatchCluster):
+    """Nodes that Flux grants. It does not grant memory: ``memory`` is refused. ``account`` is its bank."""
+
+    def system(self) -> BatchSystem:
+        return FluxSystem()
+
+
 def check_clusters(cluster: BatchCluster | Sequence[BatchCluster] | None) -> list[BatchCluster]:
     """The clusters, in their order. Raises TypeError for what is none, ValueError for settings that make no sense."""
     clusters = [] if cluster is None else [cluster] if isinstance(cluster, BatchCluster) else list(cluster)
     for each in clusters:
         if not isinstance(each, BatchCluster):
             raise TypeError(f"cluster={each!r}: expected a cluster such as Slurm(nodes=(0, 4)), or a list of such")
-        each.system().script(each.request("check", 1, "true", "log"))
-        _ = each.policy
+        log = os.path.join(each.run_dir or "", "log")
+        each.system().script(each.request("check", each.policy.each, "true", log))
     return clusters

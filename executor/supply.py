@@ -190,8 +190,8 @@ class Supply:
 
     def _story(self, allocation: Allocation, granted: _Granted, why: str) -> str:
         """What happened to an allocation, "" for one that we have cancelled ourselves."""
-        if allocation.cancelled and granted.record is not None and granted.record.status is JobStatus.CANCELLED:
-            return ""
+        if allocation.cancelled and granted.record is not None and granted.record.status.is_final:
+            return ""  # not every batch system tells such an end from others
         if not granted.job:
             return why  # it was refused: that tells the command
         output = _read_end(granted.log)

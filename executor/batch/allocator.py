@@ -138,9 +138,12 @@ class Allocator:
         for system in self._systems:
             jobs = [job.id for key in keys if (job := self._jobs.get(key)) is not None and job.system is system]
             for start in range(0, len(jobs), CHUNK):
-                answer = run(system.cancel(jobs[start : start + CHUNK]), system)
-                if answer.returncode != 0:
-                    log.warning("cancelling %s jobs: %s", system.name, answer.text)
+                answer = _cancel(system, jobs[start : start + CHUNK])
+                self._take_cancelled(system, system.read_cancelled(answer))
+
+    def _take_cancelled(self, system: BatchSystem, ids: set[str]) -> None:
+        for job in [job for job in self._jobs.values() if job.system is system and job.id in ids]:
+            self._tell(job, JobRecord(JobStatus.CANCELLED))
 
     # --- what becomes of them -----------------------------------------------------------------------------------------
 
@@ -163,7 +166,10 @@ class Allocator:
             if record is None:
                 self._miss(job, time.monotonic())
             elif record.status.is_final:
-                self._tell(job, self._ask_ended(job) or record)
+                ended = self._ask_ended(job) or record
+                if record.stuck:
+                    _cancel(system, [job.id])
+                self._tell(job, ended)
             else:
                 job.missing = None
                 self._tell(job, record)
@@ -222,6 +228,13 @@ class Allocator:
         with contextlib.suppress(BrokenPipeError):  # somebody has killed it
             self._guardian.stdin.write(line + b"\n")
             self._guardian.stdin.flush()
+
+
+def _cancel(system: BatchSystem, ids: Sequence[str]) -> Answer:
+    answer = run(system.cancel(ids), system)
+    if complaints := system.complaints(answer):
+        log.warning("cancelling %s jobs: %s", system.name, complaints)
+    return answer
 
 
 def _refusal(command: Command, answer: Answer) -> str:

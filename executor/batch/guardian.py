@@ -12,7 +12,6 @@ import select
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 #: Seconds that a command may take.
@@ -25,7 +24,8 @@ def main() -> None:
     """Wait for the client's end, or for its word."""
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # meant for the client, which is what we wait for
-    charge = json.loads(sys.stdin.readline())
+    with open(0, "rb", buffering=0, closefd=False) as pipe:  # a buffer would swallow a word that is there already
+        charge = json.loads(pipe.readline())
     if not _outlive(charge["pid"], charge["start"]):
         return
     for wait in (0.0, AGAIN):

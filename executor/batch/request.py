@@ -40,6 +40,7 @@ class JobRequest:
     :param time: seconds; None: what the site gives.
     :param queue: the queue or partition.
     :param prologue: lines of shell that run first; if one fails, so does the job.
+    :param workdir: None: where it is submitted.
     :param stderr: None: into the same file as stdout.
     :param dependencies: ids of jobs.
     :param dependency_type: "afterok", "afterany" or "afternotok".
@@ -86,10 +87,16 @@ def body_lines(request: JobRequest) -> list[str]:
     The prologue may define functions (``module``), so that it is no process of its own. The job's end is that of the
     command: nothing comes after it, or every failure would look like a success.
     """
-    lines = [f"export {name}={shlex.quote(value)}" for name, value in request.env.items()]
+    lines = [f"export {_variable(name)}={shlex.quote(value)}" for name, value in request.env.items()]
     if request.prologue:
         lines += ["set -e", request.prologue.rstrip(), "set +e"]
     return [*lines, request.command]
+
+
+def _variable(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        raise ValueError(f"env has {name!r}: expected a name of letters, digits and _ that begins with no digit")
+    return name
 
 
 def one_line(name: str, value: str) -> str:

@@ -11,9 +11,9 @@ import math
 import re
 from collections.abc import Sequence
 
-from executor.batch.request import JobRequest, body_lines, one_line, safe_name
+from executor.batch.request import JobRequest, one_line, safe_name
 from executor.batch.states import JobRecord, JobStatus
-from executor.batch.system import Answer, BatchSystem, Command
+from executor.batch.system import Answer, BatchSystem, Command, last_line
 
 #: "JOB STATE CODES" of squeue(1), all of them.
 _STATUS = {
@@ -26,8 +26,8 @@ _STATUS = {
     "CANCELLED": JobStatus.CANCELLED, "PREEMPTED": JobStatus.CANCELLED, "REVOKED": JobStatus.CANCELLED,
     "TIMEOUT": JobStatus.TIMEOUT, "DEADLINE": JobStatus.TIMEOUT, "OUT_OF_MEMORY": JobStatus.OUT_OF_MEMORY,
 }  # fmt: skip
-_NO_REASON = frozenset({"", "None", "(null)", "Unknown"})
-_ID = re.compile(r"\d+")
+_NOTHING = frozenset({"", "None", "(null)", "Unknown", "None assigned"})
+_ID = re.compile(r"\d+(?:;\S+)?")
 _FIELD = re.compile(r"(?:^|\s)([A-Z]\w*)=(\S*)")
 _MIB = 2**20
 
@@ -37,23 +37,46 @@ class SlurmSystem(BatchSystem):
 
     name = "slurm"
     program = "sbatch"
+    sentinel = "#SBATCH"
     job_variables = ("SLURM_", "SLURMD_", "SBATCH_", "PMI_", "PMI2_", "PMIX_", "SRUN_")
     site_variables = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT", "SBATCH_CLUSTERS")
 
     # ---- text that goes to it
 
-    def script(self, request: JobRequest) -> str:
-        lines = ["#!/bin/bash", *(f"#SBATCH {option}" for option in _options(request)), *body_lines(request)]
-        return "\n".join(lines) + "\n"
+    def options(self, request: JobRequest) -> list[str]:
+        values = {
+            "--job-name": safe_name(request.name),
+            "--nodes": request.nodes,
+            "--ntasks-per-node": request.ranks,
+            "--cpus-per-task": request.cpus,
+            "--mem": None if request.memory is None else f"{math.ceil(request.memory / _MIB)}M",
+            "--gres": f"gpu:{request.gpus}" if request.gpus else None,
+            "--time": None if request.time is None else max(1, math.ceil(request.time / 60)),  # whole minutes
+            "--partition": request.queue,
+            "--account": request.account,
+            "--chdir": request.workdir,
+            "--output": request.stdout,
+            "--error": request.stderr,
+            "--dependency": _dependency(request),
+            "--array": _array(request),
+        }
+        options = [f"{name}={_quoted(name, str(value))}" for name, value in values.items() if value is not None]
+        # a job that comes back by itself would be a second one with the same id
+        options += ["--no-requeue", *(["--exclusive"] if request.exclusive else [])]
+        return options + (["--kill-on-invalid-dep=yes"] if request.dependencies else [])
 
     def on_each_node(self, command: str, nodes: int) -> str:
         if nodes == 1:
             return f"exec {command}"
         cpus = "${SLURM_CPUS_PER_TASK:+--cpus-per-task=$SLURM_CPUS_PER_TASK}"  # since 22.05 a step does not inherit it
-        return f"exec srun --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1 {cpus} {command}"
+        # the prologue's variables, too, where the site or the user submits with --export=NONE
+        return f"exec srun --export=ALL --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1 {cpus} {command}"
 
     def submit(self, request: JobRequest) -> Command:
         return Command(["sbatch", "--parsable"], self.script(request))
+
+    def task_id(self, job: str, index: int) -> str:
+        return f"{job}_{index}"
 
     def ask(self, ids: Sequence[str]) -> Command:
         return Command(["squeue", "-h", "-t", "all", "-r", "-j", ",".join(ids), "-o", "%i|%F|%T|%r|%N"])
@@ -74,8 +97,8 @@ class SlurmSystem(BatchSystem):
     # ---- text that comes from it
 
     def read_id(self, answer: Answer) -> str | None:
-        first = answer.stdout.strip().rpartition("\n")[2].partition(";")[0]  # sites print banners above it
-        return first if answer.returncode == 0 and _ID.fullmatch(first) else None
+        line = last_line(_ID, answer)
+        return line and line.partition(";")[0]  # behind it, the cluster
 
     def read_records(self, answer: Answer, ids: Sequence[str]) -> dict[str, JobRecord] | None:
         if answer.returncode != 0 and "Invalid job id" not in answer.stderr:
@@ -83,7 +106,7 @@ class SlurmSystem(BatchSystem):
         rows = [line.split("|") for line in answer.stdout.splitlines() if line.count("|") == 4]
         wanted = set(ids)
         return {
-            job: JobRecord(_status(word), word, _reason(reason), hosts=hosts)
+            job: JobRecord(_status(word), word, _said(reason), hosts=_said(hosts))
             for job, array, word, reason, hosts in rows
             if job in wanted or array in wanted
         }
@@ -93,29 +116,9 @@ class SlurmSystem(BatchSystem):
         return _read_shown(shown.stdout) or _read_accounted(accounted.stdout, job)
 
 
-def _options(request: JobRequest) -> list[str]:
-    options = {
-        "--job-name": safe_name(request.name),
-        "--nodes": request.nodes,
-        "--ntasks-per-node": request.ranks,
-        "--cpus-per-task": request.cpus,
-        "--mem": None if request.memory is None else f"{math.ceil(request.memory / _MIB)}M",
-        "--gres": f"gpu:{request.gpus}" if request.gpus else None,
-        "--time": None if request.time is None else max(1, math.ceil(request.time / 60)),  # whole minutes
-        "--partition": request.queue,
-        "--account": request.account,
-        "--chdir": request.workdir,
-        "--output": request.stdout,
-        "--error": request.stderr,
-        "--dependency": ":".join([request.dependency_type, *request.dependencies]) if request.dependencies else None,
-        "--array": _array(request),
-    }
-    words = [f"{name}={_quoted(name, str(value))}" for name, value in options.items() if value is not None]
-    # a job that comes back by itself would be a second one with the same id
-    words += ["--no-requeue", *(["--exclusive"] if request.exclusive else [])]
-    words += ["--kill-on-invalid-dep=yes"] if request.dependencies else []
-    words = [word for word in words if word.partition("=")[0] not in request.omit]
-    return words + [one_line("directives", each) for each in request.directives]
+def _dependency(request: JobRequest) -> str | None:
+    """With colons: ``afterok:1,2`` would be taken, and 2 forgotten."""
+    return ":".join([request.dependency_type, *request.dependencies]) if request.dependencies else None
 
 
 def _quoted(name: str, value: str) -> str:
@@ -135,8 +138,8 @@ def _status(word: str) -> JobStatus:
     return _STATUS.get(word.partition(" ")[0].rstrip("+"), JobStatus.UNKNOWN)  # "CANCELLED by 0" in sacct
 
 
-def _reason(text: str) -> str:
-    return "" if text in _NO_REASON else text
+def _said(text: str) -> str:
+    return "" if text in _NOTHING else text
 
 
 def _read_shown(text: str) -> JobRecord | None:
@@ -148,9 +151,13 @@ def _read_shown(text: str) -> JobRecord | None:
         return None
     word = fields["JobState"]
     return JobRecord(
-        _status(word), word, _reason(fields.get("Reason", "")), _returncode(fields.get("ExitCode", ""), _status(word)),
-        fields.get("NodeList", "").replace("(null)", ""), int(fields.get("Restarts", "0")),
+        _status(word), word, _said(fields.get("Reason", "")), _returncode(fields.get("ExitCode", ""), _status(word)),
+        _said(fields.get("NodeList", "")), _count(fields.get("Restarts", "")),
     )  # fmt: skip
+
+
+def _count(text: str) -> int:
+    return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else 0
 
 
 def _read_accounted(text: str, job: str) -> JobRecord | None:
@@ -159,13 +166,13 @@ def _read_accounted(text: str, job: str) -> JobRecord | None:
     if not rows:
         return None
     _, word, code, hosts, reason = rows[-1]
-    return JobRecord(_status(word), word, _reason(reason), _returncode(code, _status(word)), hosts)
+    return JobRecord(_status(word), word, _said(reason), _returncode(code, _status(word)), _said(hosts))
 
 
 def _returncode(text: str, status: JobStatus) -> int | None:
     """``7:0`` is status 7, ``0:9`` the end by signal 9. Of a job that was ended from outside it tells nothing."""
-    exit_status, _, number = text.partition(":")
-    tells = status.is_final and (text != "0:0" or status is JobStatus.COMPLETED)
-    if not tells or not exit_status.isdecimal() or not number.isdecimal():
+    match = re.fullmatch(r"([0-9]{1,9}):([0-9]{1,9})", text)
+    if match is None or not status.is_final or (text == "0:0" and status is not JobStatus.COMPLETED):
         return None
-    return -int(number) if int(number) else int(exit_status)
+    exit_status, number = map(int, match.groups())
+    return -number or exit_status

@@ -46,6 +46,7 @@ class JobRecord:
     :param reason: why it waits or failed, in its words; "" if it does not say.
     :param returncode: as in ``subprocess``, negative for a signal; None while it runs, and where nobody knows.
     :param restarts: how often the batch system has started it again.
+    :param stuck: it has failed, and stays in the queue until somebody cancels it.
     """
 
     status: JobStatus
@@ -54,6 +55,7 @@ class JobRecord:
     returncode: int | None = None
     hosts: str = ""
     restarts: int = 0
+    stuck: bool = False
 
 
 NOTHING_KNOWN = JobRecord(JobStatus.UNKNOWN)

@@ -1,6 +1,6 @@
 """What a batch system is to us: text in and text out. One that is not here can be brought along by a site.
 
-    JobRequest --script--> text --submit--> Command ... Answer --read_id--> "4711"
+    JobRequest --options, script--> text --submit--> Command ... Answer --read_id--> "4711"
     ids --ask--> Command ... Answer --read_records--> {"4711": JobRecord}
 
 Nothing here runs a command: that does :mod:`executor.batch.allocator`. Rules for all, each from a scheduler that was
@@ -10,12 +10,16 @@ seen to behave so: what is absent from a listing is UNKNOWN, and so is a word th
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from executor.batch.request import JobRequest
+from executor.batch.request import JobRequest, body_lines, one_line
 from executor.batch.states import JobRecord
+
+#: Ends the options for batch systems that read them up to the first command: a comment of the user's is none of them.
+_OPTIONS_END = ': "here the options end"'
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +49,41 @@ class BatchSystem(ABC):
 
     #: as users call it
     name: str
-    #: the program that submits: where it is, there is this batch system
+    #: a program that this batch system has and no other one: where it is, there is this batch system
     program: str
-    #: variables that tell a job about itself, by the beginning of their names: not to be passed on to other jobs
+    #: what an option in a job script begins with, such as ``#SBATCH``
+    sentinel: str
+    #: lines that it would take for options wherever they stand
+    stray: re.Pattern[str] | None = None
+    #: variables that tell a job about itself, by the beginning of their names: not to be passed on to other jobs. The
+    #: first one tells that we are in a job of this batch system, and no other one.
     job_variables: tuple[str, ...]
     #: those of them that configure the batch system, and have to be passed on
     site_variables: tuple[str, ...] = ()
+    #: what :meth:`cancel` says of jobs that are cancelled, or have ended before
+    harmless: re.Pattern[str] | None = None
 
     @abstractmethod
+    def options(self, request: JobRequest) -> list[str]:
+        """What stands in the job script behind the sentinel, each as ``--name=value``, ``-n value`` or ``-n x=value``.
+
+        Raises ValueError for what cannot be asked for here, or not be said in an option.
+        """
+
     def script(self, request: JobRequest) -> str:
-        """The job script."""
+        """The job script. Raises ValueError for a request that this batch system cannot understand as it is meant."""
+        options = [one_line("an option", each) for each in self.options(request) if not _omitted(each, request.omit)]
+        options += [one_line("directives", each) for each in request.directives]
+        body = "\n".join(self.body(request))
+        if self.stray is not None and (line := self.stray.search(body)):
+            raise ValueError(
+                f"{line.group()!r} in a command: {self.name} takes this for an option; expected it in directives=[...]"
+            )
+        return "\n".join(["#!/bin/bash", *(f"{self.sentinel} {each}" for each in options), _OPTIONS_END, body, ""])
+
+    def body(self, request: JobRequest) -> list[str]:
+        """What the job does: all of the script below the options."""
+        return body_lines(request)
 
     @abstractmethod
     def on_each_node(self, command: str, nodes: int) -> str:
@@ -70,6 +99,10 @@ class BatchSystem(ABC):
     @abstractmethod
     def read_id(self, answer: Answer) -> str | None:
         """The id that the job was given; None if there is none in the answer."""
+
+    @abstractmethod
+    def task_id(self, job: str, index: int) -> str:
+        """The id of an array's task, of which :meth:`read_records` tells where it is asked about the array."""
 
     @abstractmethod
     def ask(self, ids: Sequence[str]) -> Command:
@@ -95,6 +128,19 @@ class BatchSystem(ABC):
     def cancel_named(self, name: str) -> Command:
         """Cancel all our jobs with this name."""
 
+    def read_cancelled(self, answer: Answer) -> set[str]:  # noqa: ARG002  for those that say so
+        """The jobs that were cancelled and of which, so the answer, nothing will be heard any more."""
+        return set()
+
+    def complaints(self, answer: Answer) -> str:
+        """What went wrong when jobs were cancelled; "" if all is well, or if they had ended before."""
+        if answer.returncode == 0:
+            return ""
+        if answer.returncode is None or self.harmless is None or not answer.text:
+            return answer.text or f"exit status {answer.returncode}"
+        lines = f"{answer.stdout}\n{answer.stderr}".splitlines()
+        return "\n".join(line for line in lines if line.strip() and not self.harmless.search(line))
+
     def environment(self, env: Mapping[str, str]) -> dict[str, str]:
         """The variables without those that tell of a job that we may be in: submitted from there, another would
         take them for its own."""
@@ -103,3 +149,14 @@ class BatchSystem(ABC):
             for name, value in env.items()
             if not name.startswith(self.job_variables) or name.startswith(self.site_variables)
         }
+
+
+def last_line(pattern: re.Pattern[str], answer: Answer) -> str | None:
+    """The last line of what it wrote that is like this, if all went well: sites print banners around it."""
+    lines = [line.strip() for line in answer.stdout.splitlines() if pattern.fullmatch(line.strip())]
+    return lines[-1] if lines and answer.returncode == 0 else None
+
+
+def _omitted(option: str, omit: frozenset[str]) -> bool:
+    """Whether it is one of those, with its value or without."""
+    return any(option == each or option.startswith((f"{each}=", f"{each} ")) for each in omit)
