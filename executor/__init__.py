@@ -1,9 +1,16 @@
 """concurrent.futures for the cluster: ``from executor import HPCExecutor, Program``."""
 
 from executor.asynchronous import as_completed_async
+from executor.batch.array import BatchArray, BatchArrayHandle
+from executor.batch.handle import BatchHandle
+from executor.batch.job import BatchJob
+from executor.batch.native import submit_natively
+from executor.batch.schedulers import get_scheduler
+from executor.batch.states import JobStatus
 from executor.counts import Counts
 from executor.errors import (
     AgentFailed,
+    BatchCommandFailed,
     DependencyFailed,
     EnvironmentFailed,
     ExecutorTerminated,
@@ -42,11 +49,13 @@ from executor.report.report import Report
 from executor.resources import Resources
 
 __all__ = [
-    "CAPTURE", "DEVNULL", "FORWARD", "AgentFailed", "Counts", "DependencyFailed", "EnvironmentFailed", "Event",
-    "ExecutorTerminated", "HPCExecutor", "InitializerFailed", "Job", "JobError", "JobFileError", "ListenError",
-    "NetworkUnsafe", "OptionTypeError", "OptionValueError", "OutputFile", "OutputMissing", "Pipeline", "Program",
+    "CAPTURE", "DEVNULL", "FORWARD", "AgentFailed", "BatchArray", "BatchArrayHandle", "BatchCommandFailed",
+    "BatchHandle", "BatchJob", "Counts", "DependencyFailed", "EnvironmentFailed", "Event", "ExecutorTerminated",
+    "HPCExecutor", "InitializerFailed", "Job", "JobError", "JobFileError", "JobStatus", "ListenError", "NetworkUnsafe",
+    "OptionTypeError", "OptionValueError", "OutputFile", "OutputMissing", "Pipeline", "Program",
     "ProgramFailed", "ProgramNotStarted", "ProgressBar", "RemoteError", "Report", "Resources", "SerializationError",
     "StreamDirectory", "StreamError", "SubmittedJob", "TaskDied", "TaskFuture", "TaskKilled", "TaskLost",
-    "TaskOutOfMemory", "TaskTimeout", "UnsatisfiableRequest", "Usage", "as_completed_async", "track",
+    "TaskOutOfMemory", "TaskTimeout", "UnsatisfiableRequest", "Usage", "as_completed_async",
+    "get_scheduler", "submit_natively", "track",
 ]  # fmt: skip
 __version__ = "0.1.0"

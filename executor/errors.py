@@ -18,6 +18,7 @@
     │   ├── ProgramNotStarted    a program is missing or cannot be executed
     │   └── ListenError          no agents can be invited: there is no such address or port, or too few descriptors
     ├── RuntimeError
+    │   ├── BatchCommandFailed   a command of a batch system failed: a batch job was refused, or not cancelled
     │   └── NetworkUnsafe        no agents can be invited: strangers could get in
     ├── pickle.PicklingError
     │   └── SerializationError   an argument or a result cannot be pickled
@@ -48,10 +49,11 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 __all__ = [
-    "AgentFailed", "DependencyFailed", "EnvironmentFailed", "ExecutorTerminated", "InitializerFailed", "JobError",
-    "JobFileError", "ListenError", "NetworkUnsafe", "OptionTypeError", "OptionValueError", "OutputMissing",
-    "ProgramFailed", "ProgramNotStarted", "RemoteError", "RemoteTraceback", "SerializationError", "StreamError",
-    "TaskDied", "TaskKilled", "TaskLost", "TaskOutOfMemory", "TaskTimeout", "UnsatisfiableRequest",
+    "AgentFailed", "BatchCommandFailed", "DependencyFailed", "EnvironmentFailed", "ExecutorTerminated",
+    "InitializerFailed", "JobError", "JobFileError", "ListenError", "NetworkUnsafe", "OptionTypeError",
+    "OptionValueError", "OutputMissing", "ProgramFailed", "ProgramNotStarted", "RemoteError", "RemoteTraceback",
+    "SerializationError", "StreamError", "TaskDied", "TaskKilled", "TaskLost", "TaskOutOfMemory", "TaskTimeout",
+    "UnsatisfiableRequest",
 ]  # fmt: skip
 
 
@@ -218,6 +220,22 @@ class ListenError(_Rebuilt, OSError):
     """There is no address or port to listen on as it was asked for, or there are too few descriptors."""
 
 
+class BatchCommandFailed(_Rebuilt, RuntimeError):
+    """A command of a batch system failed: a batch job was refused, or could not be cancelled.
+
+    ``command`` (a list of str) is what was run, ``returncode`` its exit status (None: it did not end in time) and
+    ``output`` what it said.
+    """
+
+    command: list[str]
+    returncode: int | None = None
+    output: str = ""
+
+    def __init__(self, message: str = "", **attributes: Any) -> None:
+        super().__init__(message)
+        self.__dict__.update(attributes)
+
+
 class NetworkUnsafe(_Rebuilt, RuntimeError):
     """Strangers could get in, or it cannot be shown that they cannot; so nobody may."""
 
@@ -310,7 +328,7 @@ class JobError(_Rebuilt, ValueError):
 
 
 class JobFileError(JobError):
-    """A job definition file that makes no sense.
+    """A job definition file, or a file of settings, that makes no sense.
 
     ``file`` is its path, ``line`` the number of the line, from 1, and ``key`` says what is wrong there, such as
     "task.time_limit" ("" if the text is no TOML).

@@ -32,6 +32,7 @@ from executor.checks import (
     check_resources,
     check_workers,
 )
+from executor.cluster_settings import with_names
 from executor.clusters import BatchCluster, check_clusters
 from executor.core.members import LEASE
 from executor.core.model import ONE_CPU_EACH, Task, Variants
@@ -207,7 +208,7 @@ class HPCExecutor(_Tasks):
     :param agents: how many agents are started on this machine; they share what it has evenly. 0: none, all
         are invited, or come from clusters. None: one without ``cluster``, else none.
     :param cluster: where other agents come from, see :mod:`executor.clusters`: one, or several in the order in which
-        they are asked.
+        they are asked. A str is the name of one in the settings, see docs/batch-jobs.md.
     :param resources: what this machine has beyond what is found, or in its place: names and what there is, such as
         ``{"fpga": "[a, b]", "memory": "16GiB"}``; see docs/resources.md.
     :param python_env: the Python of tasks, and what a shell does before it starts.
@@ -230,7 +231,7 @@ class HPCExecutor(_Tasks):
         preload: Sequence[str] = (),
         kill_grace: float | str = 2.0,
         agents: int | None = None,
-        cluster: BatchCluster | Sequence[BatchCluster] | None = None,
+        cluster: BatchCluster | str | Sequence[BatchCluster | str] | None = None,
         python_env: PythonEnv = SAME_PYTHON,
         resources: Mapping[str, Any] | None = None,
         lease: float | str = LEASE,
@@ -243,7 +244,7 @@ class HPCExecutor(_Tasks):
         max_tasks = check_max_tasks(max_tasks_per_child)
         self._surroundings = Surroundings(max_tasks or 0, check_preload(preload), packed, python_env)
         self._kill_grace = check_duration("kill_grace", kill_grace)
-        self._clusters = check_clusters(cluster)
+        self._clusters = check_clusters(with_names(cluster))
         self._agents = check_agents(int(not self._clusters) if agents is None else agents, self._max_workers)
         self._lease = check_duration("lease", lease, SHORTEST_LEASE)
         self._options = TaskOptions()

@@ -24,6 +24,7 @@ from pathlib import Path
 from executor.addresses import ROUTABLE
 from executor.batch.allocator import Allocator, Guard
 from executor.batch.states import JobRecord, JobStatus
+from executor.batch.submissions import state_directory
 from executor.clusters import BatchCluster
 from executor.core import allocations
 from executor.core.allocations import Allocation, AllocationId, Allocations, Ask, GiveBack, GiveUp
@@ -213,9 +214,8 @@ def _ended(record: JobRecord) -> str:
 
 def _make_directory(clusters: Sequence[BatchCluster]) -> str:
     """A private one that the nodes see."""
-    state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
     said = next((cluster.run_dir for cluster in clusters if cluster.run_dir is not None), None)
-    parent = Path(said if said is not None else os.path.join(state, "hpc-executor")).expanduser().absolute()
+    parent = state_directory() if said is None else Path(said).expanduser().absolute()
     parent.mkdir(parents=True, exist_ok=True)
     return tempfile.mkdtemp(prefix=f"{time.strftime('%Y%m%d-%H%M%S')}-", dir=parent)
 

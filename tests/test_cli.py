@@ -427,9 +427,18 @@ def test_the_doctor_says_why_work_cannot_be_done() -> None:
 
 def test_the_doctor_finds_batch_systems_by_their_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert [each.found for each in findings.find_schedulers()] == ["none (sbatch, qsub, flux are not in PATH)"]
+    (nothing,) = findings.find_schedulers()
+    assert re.fullmatch(r"none \(sbatch.* are not in PATH\)", nothing.found)
     (tmp_path / "sbatch").touch(mode=stat.S_IRWXU)
-    assert [each.found for each in findings.find_schedulers()] == [f"Slurm ({tmp_path}/sbatch)"]
+    sinfo = tmp_path / "sinfo"
+    sinfo.write_text("#!/bin/sh\necho main\n")
+    sinfo.chmod(stat.S_IRWXU)
+    (answering,) = findings.find_schedulers()
+    assert (answering.about, answering.found) == ("schedulers", f"slurm ({tmp_path}/sbatch) answers")
+    sinfo.write_text("#!/bin/sh\necho 'Unable to contact slurm controller' >&2\nexit 1\n")
+    (silent,) = findings.find_schedulers()
+    assert silent.found.endswith("ended with status 1: Unable to contact slurm controller")
+    assert silent.remedy
 
 
 # ---- output

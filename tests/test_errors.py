@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from executor import errors
 from executor.errors import (
     AgentFailed,
+    BatchCommandFailed,
     DependencyFailed,
     EnvironmentFailed,
     ExecutorTerminated,
@@ -69,6 +70,7 @@ def examples() -> list[BaseException]:
         OutputMissing("no 'out.csv'", task="fit", missing=("out.csv",), found=("log",), stderr="oops"),
         ProgramNotStarted(errno.ENOENT, "no program 'mesher'", "mesher"),
         ListenError("all ports from 1 to 2 are in use"),
+        BatchCommandFailed("sbatch ended with status 1", command=["sbatch"], returncode=1, output="no"),
         NetworkUnsafe("a connection without a key had an answer"),
         SerializationError("argument 0 cannot be pickled"),
         RemoteError("raised Odd: text", type_name="Odd", text="text", traceback="Traceback ..."),

@@ -55,7 +55,8 @@ def run(script: str, folder: Path) -> str:
     """What the script prints; it must end well and complain about nothing."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", script], cwd=folder, stdin=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONIOENCODING": "utf-8"}, capture_output=True, text=True, timeout=60, check=False,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8", "XDG_STATE_HOME": str(folder)}, capture_output=True, text=True,
+        timeout=60, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout

@@ -36,3 +36,9 @@ def _kill(process: subprocess.Popen[str]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def render_failure(command: Command, answer: Answer) -> str:
+    """What was run, how it ended, and what it said."""
+    how = "did not answer" if answer.returncode is None else f"ended with status {answer.returncode}"
+    return f"{' '.join(command.argv)} {how}: {answer.text or 'and said nothing'}"

@@ -10,10 +10,12 @@ import getpass
 import math
 import re
 from collections.abc import Sequence
+from types import MappingProxyType
 
 from executor.batch.request import JobRequest, one_line, safe_name
 from executor.batch.states import JobRecord, JobStatus
 from executor.batch.system import Answer, BatchSystem, Command, last_line
+from executor.jobs.placeholders import fill
 
 #: "JOB STATE CODES" of squeue(1), all of them.
 _STATUS = {
@@ -41,7 +43,14 @@ class SlurmSystem(BatchSystem):
     job_variables = ("SLURM_", "SLURMD_", "SBATCH_", "PMI_", "PMI2_", "PMIX_", "SRUN_")
     site_variables = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT", "SBATCH_CLUSTERS")
 
+    array_variable = "SLURM_ARRAY_TASK_ID"
+    placeholders = MappingProxyType({"JOB_ID": "%A", "TASK_ID": "%a"})
+    ping = ("sinfo", "-h", "-o", "%P")
+
     # ---- text that goes to it
+
+    def output_path(self, path: str) -> str:
+        return fill(path.replace("%", "%%").replace("%%{", "%{"), self.placeholders)
 
     def options(self, request: JobRequest) -> list[str]:
         values = {

@@ -14,9 +14,11 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from executor.batch.request import JobRequest, body_lines, one_line
 from executor.batch.states import JobRecord
+from executor.jobs.placeholders import fill
 
 #: Ends the options for batch systems that read them up to the first command: a comment of the user's is none of them.
 _OPTIONS_END = ': "here the options end"'
@@ -62,6 +64,14 @@ class BatchSystem(ABC):
     site_variables: tuple[str, ...] = ()
     #: what :meth:`cancel` says of jobs that are cancelled, or have ended before
     harmless: re.Pattern[str] | None = None
+    #: the variable in which a task of an array has its number
+    array_variable: str = ""
+    #: what it fills in itself in paths of output, by our placeholders: JOB_ID (of an array, the array's), TASK_ID
+    placeholders: Mapping[str, str] = MappingProxyType({})
+    #: seconds between two questions, if nothing else is said
+    poll: float = 10.0
+    #: a command that ends with 0 if the batch system answers; none: there is no such command
+    ping: tuple[str, ...] = ()
 
     @abstractmethod
     def options(self, request: JobRequest) -> list[str]:
@@ -91,6 +101,10 @@ class BatchSystem(ABC):
 
         It is that command (``exec``) or the launcher, so that the job ends as they do and hears of signals.
         """
+
+    def output_path(self, path: str) -> str:
+        """A path of output as it stands in a request: with its own words for ``%{JOB_ID}`` and ``%{TASK_ID}``."""
+        return fill(path, self.placeholders)
 
     @abstractmethod
     def submit(self, request: JobRequest) -> Command:

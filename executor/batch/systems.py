@@ -10,6 +10,7 @@ from typing import Any
 
 from executor.batch.flux import FluxSystem
 from executor.batch.grid_engine import GridEngineSystem
+from executor.batch.local import LocalSystem
 from executor.batch.pbs import PBSSystem, TorqueSystem
 from executor.batch.slurm import SlurmSystem
 from executor.batch.system import BatchSystem
@@ -17,7 +18,16 @@ from executor.batch.system import BatchSystem
 #: Entry points by which a site brings along batch systems: ``lsf = "site_package.lsf:LSFSystem"``. One that has the
 #: name of one of ours takes its place.
 GROUP = "hpc_executor.batch_systems"
-_OURS: tuple[type[BatchSystem], ...] = (SlurmSystem, GridEngineSystem, PBSSystem, TorqueSystem, FluxSystem)
+_OURS: tuple[type[BatchSystem], ...] = (
+    SlurmSystem, GridEngineSystem, PBSSystem, TorqueSystem, FluxSystem, LocalSystem
+)  # fmt: skip
+#: The one that is everywhere, and is only meant if it is said.
+_EVERYWHERE = LocalSystem.name
+
+
+def system_names() -> list[str]:
+    """The names that :func:`get_system` knows."""
+    return list(_makers())
 
 
 def get_system(name: str, **settings: Any) -> BatchSystem:
@@ -45,7 +55,7 @@ def find_system(env: Mapping[str, str] = os.environ) -> BatchSystem:
     Where there are several, it is the one in whose job we are, or for which variables are set. Raises LookupError if
     there is none, or more than one all the same.
     """
-    systems = [get_system(name) for name in _makers()]
+    systems = [get_system(name) for name in _makers() if name != _EVERYWHERE]
     here = [system for system in systems if shutil.which(system.program, path=env.get("PATH"))]
     if len(here) > 1:
         here = [system for system in here if _is_told(system, env)] or here
@@ -55,7 +65,10 @@ def find_system(env: Mapping[str, str] = os.environ) -> BatchSystem:
     if here:
         raise LookupError(f"this machine has several batch systems ({names}): expected one of these to be named")
     programs = ", ".join(f"{system.program} ({system.name})" for system in systems)
-    raise LookupError(f"no batch system: none of {programs} is in PATH; add its directory to PATH, or name one")
+    raise LookupError(
+        f"no batch system: none of {programs} is in PATH; add its directory to PATH, or name "
+        f"one; jobs are processes of this machine in the one that is called {_EVERYWHERE!r}"
+    )
 
 
 def _is_told(system: BatchSystem, env: Mapping[str, str]) -> bool:

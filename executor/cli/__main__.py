@@ -8,11 +8,14 @@ from typing import Annotated, Literal
 import typer
 
 from executor import __version__
+from executor.cli.agent import agent
+from executor.cli.batch_jobs import cancel, logs, status, wait
 from executor.cli.check import check
 from executor.cli.doctor import doctor
 from executor.cli.graph import graph
 from executor.cli.output import output
 from executor.cli.run import RunCommand, run
+from executor.cli.submit import submit
 
 #: A command shows its examples as they are written, below its options.
 _EPILOG = "Each command has examples: hpc-executor COMMAND --help"
@@ -40,7 +43,8 @@ def make_app() -> typer.Typer:
     )
     app.callback()(_main)
     app.command(cls=RunCommand)(run)
-    for command in (check, graph, output, doctor):
+    app.command(cls=RunCommand)(submit)
+    for command in (status, wait, cancel, logs, check, graph, output, agent, doctor):
         app.command()(command)
     return app
 

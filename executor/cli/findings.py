@@ -14,6 +14,10 @@ from importlib.metadata import version
 from typing import Final
 
 from executor import HPCExecutor, Program, __version__
+from executor.batch.commands import render_failure, run
+from executor.batch.local import LocalSystem
+from executor.batch.system import BatchSystem, Command
+from executor.batch.systems import get_system, system_names
 from executor.invitations import DESCRIPTORS
 from worker_agent import cgroups, detection
 from worker_agent.amounts import MIB
@@ -23,8 +27,6 @@ from worker_agent.pools import UNIT, Pool
 PATIENCE: Final = 60.0
 #: What hpc-executor is built upon.
 _LIBRARIES: Final = ("cloudpickle", "msgspec", "psutil", "pyzmq", "rich", "typer")
-#: Commands that tell of a batch system, and its name.
-_SCHEDULERS: Final = {"sbatch": "Slurm", "qsub": "PBS", "flux": "Flux"}
 #: Less than this is a trouble sooner or later.
 _LITTLE_MEMORY: Final = 512 * MIB
 _FEW_PROCESSES: Final = 1024
@@ -131,10 +133,25 @@ def _find_room(directory: str) -> Finding:
 
 
 def find_schedulers() -> Iterator[Finding]:
-    """Batch systems whose commands are in PATH."""
-    found = {name: path for name in _SCHEDULERS if (path := shutil.which(name))}
-    told = ", ".join(f"{_SCHEDULERS[name]} ({path})" for name, path in found.items())
-    yield Finding("schedulers", told or f"none ({', '.join(_SCHEDULERS)} are not in PATH)")
+    """Batch systems whose commands are in PATH, and whether they answer."""
+    systems = [get_system(name) for name in system_names() if name != LocalSystem.name]
+    here = [(system, path) for system in systems if (path := shutil.which(system.program))]
+    for system, path in here:
+        yield _find_scheduler(system, path)
+    if not here:
+        yield Finding("schedulers", f"none ({', '.join(system.program for system in systems)} are not in PATH)")
+
+
+def _find_scheduler(system: BatchSystem, path: str) -> Finding:
+    about, found = "schedulers", f"{system.name} ({path})"
+    if not system.ping:
+        return Finding(about, found)
+    command = Command(list(system.ping))
+    answer = run(command, system)
+    if answer.returncode == 0:
+        return Finding(about, f"{found} answers")
+    why = f"{found} does not answer: {render_failure(command, answer)}"
+    return Finding(about, why, "no batch job can be submitted; is it the right machine? Ask those who run it")
 
 
 # ---- whether it works

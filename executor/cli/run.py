@@ -22,7 +22,7 @@ from executor.errors import ProgramFailed
 from executor.jobs.job import Job
 
 #: Where the command keeps the words behind "--".
-_WORDS: Final = "hpc-executor.words"
+WORDS: Final = "hpc-executor.words"
 _PANEL: Final = "The program after --"
 
 
@@ -33,7 +33,7 @@ class RunCommand(TyperCommand):
         """Take them away before the options are read."""
         if "--" in args:
             position = args.index("--")
-            ctx.meta[_WORDS] = args[position + 1 :]
+            ctx.meta[WORDS] = args[position + 1 :]
             args = args[:position]
         return super().parse_args(ctx, args)
 
@@ -62,6 +62,9 @@ def run(
     ] = None,
     resources: Annotated[
         list[str] | None, typer.Option(metavar="NAME=AMOUNT", help="What this machine has beyond what is found.")
+    ] = None,
+    cluster: Annotated[
+        str | None, typer.Option(metavar="NAME", help="It runs there: a cluster of hpc-executor.toml.")
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress; what fails is told all the same.")] = False,
     json: Annotated[
@@ -102,6 +105,7 @@ def run(
     \b
     Examples:
       hpc-executor run study.toml
+      hpc-executor run --cluster big study.toml
       hpc-executor run --cpus 4 --memory 8GiB --time-limit 2h -- ./simulate case.inp
       hpc-executor run --array 1-100 --max-concurrent 10 -- sh -c './step $HQ_TASK_ID'
       hpc-executor run --each-line cases.txt --max-fails 3 -- sh -c './solve "$HQ_ENTRY"'
@@ -113,12 +117,13 @@ def run(
         "crash_limit": crash_limit, "cwd": cwd, "env": env, "stdout": stdout, "stderr": stderr, "pin": pin,
     }  # fmt: skip
     wishes = Wishes(array, each_line, stdin, max_fails, max_concurrent, files=json)
-    argv = ctx.meta.get(_WORDS)
+    argv = ctx.meta.get(WORDS)
     with refusing():
         options = {key: _read(key, value) for key, value in said.items() if value}
         job = _read_file(words, wishes, options) if argv is None else _read_program(words, argv, wishes, options)
         job.check()
-        executor = HPCExecutor(max_workers, resources=read_pairs("--resources", resources or (), "fpga=2") or None)
+        pairs = read_pairs("--resources", resources or (), "fpga=2")
+        executor = HPCExecutor(max_workers, resources=pairs or None, cluster=cluster)
     shows_output = argv is not None and not wishes.is_array and not json
     raise typer.Exit(_run_shown(executor, job) if shows_output else _run_job(executor, job, quiet=quiet, json=json))
 
