@@ -8,11 +8,12 @@ from functools import partial
 from typing import Any
 
 from executor.batch.settings import check_name, find_tables, names_of
-from executor.clusters import BatchCluster, Slurm
+from executor.clusters import PBS, BatchCluster, Flux, GridEngine, Slurm, check_clusters
+from executor.errors import JobFileError
 from executor.jobs.toml_tables import Table, read_word
 
 #: The kinds of clusters, by what ``type`` says.
-KINDS: dict[str, type[BatchCluster]] = {"slurm": Slurm}
+KINDS: dict[str, type[BatchCluster]] = {"slurm": Slurm, "sge": GridEngine, "pbs": PBS, "flux": Flux}
 #: What TOML has another form for.
 _FORMS: dict[str, Callable[[Any], Any]] = {"nodes": lambda value: tuple(value) if isinstance(value, list) else value}
 
@@ -33,7 +34,21 @@ def find_cluster(name: str) -> BatchCluster | None:
     options: dict[str, Any] = {}
     for table in tables:
         options.update(_read(table, kind))
-    return kind(**options)
+    try:
+        cluster = kind(**options)
+        check_clusters(cluster)
+    except (TypeError, ValueError) as error:
+        raise _refusal(tables, error) from None
+    return cluster
+
+
+def _refusal(tables: Sequence[Table], error: Exception) -> JobFileError:
+    """With the line of the key that the error begins with, if it does."""
+    key = str(error).partition("=")[0]
+    for table in reversed(tables):
+        if key in table.values:
+            return table.refuse(str(error), key)
+    return tables[-1].refuse(str(error))
 
 
 def with_names(cluster: Any) -> Any:
@@ -51,13 +66,6 @@ def _kind(table: Table) -> type[BatchCluster]:
 def _read(table: Table, kind: type[BatchCluster]) -> dict[str, Any]:
     keys = [field.name for field in fields(kind)]
     table.check_keys(["type", *keys], {"partition": "queue"})
-    return {key: table.read(key, partial(_check, kind, key)) for key in table.values if key != "type"}
-
-
-def _check(kind: type[BatchCluster], key: str, value: Any) -> Any:
-    """The value as the cluster has it; what makes no sense is refused."""
-    final: Any = _FORMS.get(key, lambda each: each)(value)
-    cluster = kind(**{key: final})
-    cluster.system().script(cluster.request("check", 1, "true", "log"))
-    _ = (cluster.policy, cluster.pools, cluster.seconds_between_polls)
-    return final
+    return {
+        key: table.read(key, _FORMS.get(key, lambda value: value)) for key in table.values if key != "type"
+    }  # fmt: skip

@@ -177,4 +177,5 @@ def check_clusters(cluster: BatchCluster | Sequence[BatchCluster] | None) -> lis
             raise TypeError(f"cluster={each!r}: expected a cluster such as Slurm(nodes=(0, 4)), or a list of such")
         log = os.path.join(each.run_dir or "", "log")
         each.system().script(each.request("check", each.policy.each, "true", log))
+        _ = (each.pools, each.seconds_between_polls)
     return clusters

@@ -11,6 +11,7 @@ import math
 import re
 import shlex
 from collections.abc import Sequence
+from types import MappingProxyType
 
 from executor.batch.request import JobRequest, one_line, safe_name
 from executor.batch.states import JobRecord, JobStatus
@@ -40,6 +41,8 @@ class FluxSystem(BatchSystem):
     name = "flux"
     program = "flux"
     sentinel = "# flux:"
+    placeholders = MappingProxyType({"JOB_ID": "{{id}}"})
+    ping = ("flux", "uptime")
     stray = re.compile(r"^[^\w\n]*(?:flux|FLUX):.*", re.MULTILINE)  # it would refuse the script
     job_variables = ("FLUX_", "PMI_", "PMIX_")
     site_variables = ("FLUX_URI", "FLUX_EXEC_PATH", "FLUX_CONNECTOR_PATH", "FLUX_MODULE_PATH", "FLUX_CONF_DIR")

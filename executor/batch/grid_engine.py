@@ -13,6 +13,7 @@ import re
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from xml.etree import ElementTree
 
 from executor.batch.request import JobRequest, body_lines, one_line, safe_name
@@ -85,6 +86,9 @@ class GridEngineSystem(BatchSystem):
     program = "qconf"
     sentinel = "#$"
     stray = re.compile(r"^#\$.*", re.MULTILINE)
+    array_variable = "SGE_TASK_ID"
+    placeholders = MappingProxyType({"JOB_ID": "$JOB_ID", "TASK_ID": "$TASK_ID"})
+    ping = ("qstat",)
     job_variables = ("SGE_", "PE_HOSTFILE")
     site_variables = (
         "SGE_ROOT", "SGE_CELL", "SGE_CLUSTER_NAME", "SGE_QMASTER_PORT", "SGE_EXECD_PORT", "SGE_ARCH",

@@ -11,7 +11,8 @@ import getpass
 import math
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from executor.batch.request import JobRequest, body_lines, one_line, safe_name
 from executor.batch.states import JobRecord, JobStatus
@@ -45,6 +46,9 @@ class PBSSystem(BatchSystem):
     name = "pbs"
     program = "pbs_rstat"
     sentinel = "#PBS"
+    array_variable = "PBS_ARRAY_INDEX"
+    placeholders: Mapping[str, str] = MappingProxyType({"TASK_ID": "^array_index^"})
+    ping = ("qstat", "-B")
     job_variables = ("PBS_", "PMI_", "PMIX_")
     site_variables = ("PBS_CONF_FILE", "PBS_SERVER", "PBS_DEFAULT", "PBS_EXEC", "PBS_HOME")
     #: starts a command once for each chunk, each of which is on a node of its own (``place=scatter``)
@@ -140,6 +144,8 @@ class TorqueSystem(PBSSystem):
 
     name = "torque"
     program = "pbs_track"
+    array_variable = "PBS_ARRAYID"
+    placeholders: Mapping[str, str] = MappingProxyType({})
     launcher = "pbsdsh -u"
 
     def resources(self, request: JobRequest) -> list[str]:
