@@ -287,8 +287,9 @@ class Hub:
         self._epoll.register(self.inbox.fd, select.EPOLLIN)
         if self._clusters:
             self._supply = Supply(
-                self._clusters, self._agents.invitations, self._imports, self.inbox.post, self._drain
-            )
+                self._clusters, self._agents.invitations, self._imports, self.inbox.post, self._drain,
+                self.directories.stores,
+            )  # fmt: skip
 
     def _finished(self) -> bool:
         return self._closing and not self.inbox.items and not self._core.tasks

@@ -60,9 +60,11 @@ class Supply:
 
     def __init__(
         self, clusters: Sequence[BatchCluster], invitations: Invitations, imports: list[str],
-        post: Callable[[Callable[[], None]], None], drain: Callable[[WorkerId], None],
+        post: Callable[[Callable[[], None]], None], drain: Callable[[WorkerId], None], session: Sequence[str],
     ) -> None:  # fmt: skip
-        """``post`` has a function called on the hub's thread; ``drain`` lets an agent get nothing more."""
+        """``post`` has a function called on the hub's thread; ``drain`` lets an agent get nothing more. ``session``: its
+        directories, removed if we are killed: there may be no agent here whose supervisor would do it.
+        """
         self._drain = drain
         self._clusters = clusters
         self._invitations = invitations
@@ -79,12 +81,15 @@ class Supply:
         self._directory = _make_directory(clusters)
         #: when to look again
         self.due = 0.0
-        #: why no agent will ever come, once that is so
-        self.hopeless = ""
-        guard = Guard([system.cancel_named(self._name) for system in self._systems], [self._directory])
+        guard = Guard([system.cancel_named(self._name) for system in self._systems], [self._directory, *session])
         poll = min(cluster.seconds_between_polls for cluster in clusters)
         self._allocator = Allocator(self._systems, poll, self, guard)
         self._allocator.start()
+
+    @property
+    def hopeless(self) -> str:
+        """Why no agent will ever come; "" as long as one may."""
+        return self._core.hopeless
 
     # --- what is wanted -----------------------------------------------------------------------------------------------
 
@@ -130,7 +135,6 @@ class Supply:
         self._allocator.cancel(effect.allocation)
 
     def _give_up(self, effect: GiveUp) -> None:
-        self.hopeless = self._core.hopeless
         system = self._systems[effect.cluster].name
         log.warning("%s is asked for nothing more: %d allocations in a row failed. The last one: %s",
                     system, allocations.FAILURES, effect.reason)  # fmt: skip

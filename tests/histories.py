@@ -8,13 +8,14 @@ from __future__ import annotations
 import itertools
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from waiting import announce, wait_until
 
 
-def stamp_until(history: str, opened: str) -> int:
-    """Write who runs and when, again and again, until there is a file ``opened``; gives our pid.
+def stamp_until(history: str, opened: str, identify: Callable[[], int] = os.getpid) -> int:
+    """Write who runs and when, again and again, until there is a file ``opened``; gives who we are.
 
     A line is written as a whole and to the end of the file, so that its order is the order of what happened. The clock
     is the kernel's own, the same in all namespaces of the network.
@@ -22,9 +23,9 @@ def stamp_until(history: str, opened: str) -> int:
     fd = os.open(history, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     while True:
         done = os.path.exists(opened)
-        os.write(fd, f"{os.getpid()} {time.monotonic_ns()}\n".encode())
+        os.write(fd, f"{identify()} {time.monotonic_ns()}\n".encode())
         if done:
-            return os.getpid()
+            return identify()
         time.sleep(0.01)
 
 

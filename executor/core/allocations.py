@@ -170,7 +170,8 @@ class Allocations:
             allocation.cancelled = True
             return [GiveBack(allocation.id, allocation.cluster, why)]
         used = not allocation.workers <= idle if allocation.joined else wanted > 0
-        if used or _nodes(cluster.allocations.values()) - allocation.nodes < cluster.policy.least:
+        staying = _nodes(each for each in cluster.allocations.values() if not each.cancelled)
+        if used or staying - allocation.nodes < cluster.policy.least:
             allocation.unwanted = None
             return []
         if allocation.unwanted is None:
@@ -191,8 +192,10 @@ class Allocations:
         self._move(allocation, Phase.QUEUED, Phase.RUNNING, now)
 
     def waits(self, allocation: AllocationId, now: float) -> None:
-        """The batch system says that it waits, perhaps again."""
-        self._move(allocation, Phase.RUNNING, Phase.QUEUED, now)
+        """The batch system says that it waits, perhaps again; while an agent of it is there, that is old news."""
+        found = self.find(allocation)
+        if found is not None and not found.workers:
+            self._move(allocation, Phase.RUNNING, Phase.QUEUED, now)
 
     def _move(self, number: AllocationId, before: Phase, after: Phase, now: float) -> None:
         allocation = self.find(number)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from executor.core.free import Free
 from executor.core.model import TaskClass
-from executor.core.needs import Needs
+from executor.core.needs import Need, Needs
 from worker_agent.pools import Pool
 
 
@@ -52,4 +52,8 @@ def _room(needs: Needs, free: Free) -> float:
         return 1 / needs.nodes
     if not free.possible(needs):
         return 0.0
-    return min((free.total(need.name) // need.least for need in needs.needs), default=1)
+    return min((_times(need, free) for need in needs.needs), default=1)
+
+
+def _times(need: Need, free: Free) -> int:
+    return 1 if need.amount is None else free.total(need.name) // need.amount
