@@ -62,8 +62,9 @@ class Supply:
         self, clusters: Sequence[BatchCluster], invitations: Invitations, imports: list[str],
         post: Callable[[Callable[[], None]], None], drain: Callable[[WorkerId], None], session: Sequence[str],
     ) -> None:  # fmt: skip
-        """``post`` has a function called on the hub's thread; ``drain`` lets an agent get nothing more. ``session``: its
-        directories, removed if we are killed: there may be no agent here whose supervisor would do it.
+        """``post`` has a function called on the hub's thread; ``drain`` lets an agent get nothing more.
+
+        ``session``: its directories, removed if we are killed: there may be no agent here whose supervisor does it.
         """
         self._drain = drain
         self._clusters = clusters
