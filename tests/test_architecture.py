@@ -144,8 +144,8 @@ ROOMS = {
     # what users have, and what "doctor" looks at
     "executor.cli": {
         "executor", "executor.errors", "executor.future", "executor.invitations", "executor.options",
-        *modules("executor.jobs"), "worker_agent.amounts", "worker_agent.cgroups", "worker_agent.detection",
-        "worker_agent.pools",
+        *modules("executor.jobs"), *modules("executor.batch"), "worker_agent.amounts", "worker_agent.cgroups",
+        "worker_agent.detection", "worker_agent.interpreter", "worker_agent.pools",
     },
 }  # fmt: skip
 

@@ -35,7 +35,7 @@ def test_settings_go_to_the_system() -> None:
 
 
 def test_an_unknown_name_says_which_there_are_and_how_others_come() -> None:
-    with pytest.raises(ValueError, match=f"'lsf': expected one of flux, pbs, sge, slurm, torque; .*'{GROUP}'"):
+    with pytest.raises(ValueError, match=f"'lsf': expected one of flux, local, pbs, sge, slurm, torque; .*'{GROUP}'"):
         get_system("lsf")
 
 
