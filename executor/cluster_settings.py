@@ -11,6 +11,7 @@ from executor.batch.settings import check_name, find_tables, names_of
 from executor.clusters import PBS, BatchCluster, Flux, GridEngine, Slurm, check_clusters
 from executor.errors import JobFileError
 from executor.jobs.toml_tables import Table, read_word
+from executor.launched import Local, Ssh, find_allocation
 
 #: The kinds of clusters, by what ``type`` says.
 KINDS: dict[str, type[BatchCluster]] = {"slurm": Slurm, "sge": GridEngine, "pbs": PBS, "flux": Flux}
@@ -36,7 +37,7 @@ def find_cluster(name: str) -> BatchCluster | None:
         options.update(_read(table, kind))
     try:
         cluster = kind(**options)
-        check_clusters(cluster)
+        check_clusters([cluster])
     except (TypeError, ValueError) as error:
         raise _refusal(tables, error) from None
     return cluster
@@ -51,12 +52,33 @@ def _refusal(tables: Sequence[Table], error: Exception) -> JobFileError:
     return tables[-1].refuse(str(error))
 
 
-def with_names(cluster: Any) -> Any:
-    """What was given as ``cluster``, with the clusters of the settings in the place of their names."""
-    if isinstance(cluster, str):
-        check_name("clusters", cluster)
-        return find_cluster(cluster)
-    return [with_names(each) for each in cluster] if isinstance(cluster, Sequence) else cluster
+#: The nodes of the allocation that we are in; outside of one, this machine.
+AUTO = "auto"
+
+
+def resolve(cluster: Any) -> tuple[list[BatchCluster], int]:
+    """What was given as ``cluster``: all that agents may come from, in its order, and how many are started here.
+
+    Names are those of clusters in the settings, or "auto". Raises TypeError, ValueError, JobFileError.
+    """
+    if cluster is None:
+        return [], 1
+    given = list(cluster) if isinstance(cluster, list | tuple) else [cluster]
+    found = [_find_named(each) if isinstance(each, str) else each for each in given]
+    here = sum(each.agents for each in found if isinstance(each, Local))
+    clusters = [one for each in found if not isinstance(each, Local) for one in _each(each)]
+    return check_clusters(clusters), here
+
+
+def _find_named(name: str) -> Any:
+    if name == AUTO:
+        return find_allocation() or Local()
+    check_name("clusters", name)
+    return find_cluster(name)
+
+
+def _each(cluster: Any) -> list[Any]:
+    return cluster.each() if isinstance(cluster, Ssh) else [cluster]
 
 
 def _kind(table: Table) -> type[BatchCluster]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -94,6 +95,10 @@ class BatchCluster:
             )
         return Policy(least, most, min(self.nodes_per_job, most), check_duration("idle_timeout", self.idle_timeout))
 
+    def on_each_node(self, command: str, path: str, nodes: int) -> str:
+        """What the job does to have agents on its nodes: the command, with the file by which they join."""
+        return self.system().on_each_node(f"{command} {shlex.quote(path)}", nodes)
+
     def request(self, name: str, nodes: int, command: str, log: str) -> JobRequest:
         """An allocation with so many nodes that runs the command on one of them."""
         return JobRequest(
@@ -169,13 +174,14 @@ class Flux(BatchCluster):
         return FluxSystem()
 
 
-def check_clusters(cluster: BatchCluster | Sequence[BatchCluster] | None) -> list[BatchCluster]:
+def check_clusters(clusters: Sequence[object]) -> list[BatchCluster]:
     """The clusters, in their order. Raises TypeError for what is none, ValueError for settings that make no sense."""
-    clusters = [] if cluster is None else [cluster] if isinstance(cluster, BatchCluster) else list(cluster)
+    checked = []
     for each in clusters:
         if not isinstance(each, BatchCluster):
             raise TypeError(f"cluster={each!r}: expected a cluster such as Slurm(nodes=(0, 4)), or a list of such")
         log = os.path.join(each.run_dir or "", "log")
         each.system().script(each.request("check", each.policy.each, "true", log))
         _ = (each.pools, each.seconds_between_polls)
-    return clusters
+        checked.append(each)
+    return checked

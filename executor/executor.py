@@ -32,8 +32,8 @@ from executor.checks import (
     check_resources,
     check_workers,
 )
-from executor.cluster_settings import with_names
-from executor.clusters import BatchCluster, check_clusters
+from executor.cluster_settings import resolve
+from executor.clusters import BatchCluster
 from executor.core.members import LEASE
 from executor.core.model import ONE_CPU_EACH, Task, Variants
 from executor.counts import Counts
@@ -47,6 +47,7 @@ from executor.impossible import find_impossible
 from executor.invitations import Invitation
 from executor.jobs.job import Job
 from executor.jobs.submitted import SubmittedJob
+from executor.launched import Local, Ssh
 from executor.mapping import chain, results_of
 from executor.options import DEVNULL, Destination, Stream, TaskOptions, make_options
 from executor.program import Program
@@ -68,6 +69,9 @@ if sys.platform != "linux":
     raise ImportError("HPCExecutor runs on Linux only: it stands on pidfds, sub-reapers and SEQPACKET sockets")
 
 log = logging.getLogger("executor")
+
+#: Where agents come from; text is the name of a cluster in the settings, or "auto".
+Cluster = BatchCluster | Local | Ssh | str
 
 #: The interpreter ends: no more tasks.
 _exiting = False
@@ -231,7 +235,7 @@ class HPCExecutor(_Tasks):
         preload: Sequence[str] = (),
         kill_grace: float | str = 2.0,
         agents: int | None = None,
-        cluster: BatchCluster | str | Sequence[BatchCluster | str] | None = None,
+        cluster: Cluster | Sequence[Cluster] | None = None,
         python_env: PythonEnv = SAME_PYTHON,
         resources: Mapping[str, Any] | None = None,
         lease: float | str = LEASE,
@@ -244,8 +248,8 @@ class HPCExecutor(_Tasks):
         max_tasks = check_max_tasks(max_tasks_per_child)
         self._surroundings = Surroundings(max_tasks or 0, check_preload(preload), packed, python_env)
         self._kill_grace = check_duration("kill_grace", kill_grace)
-        self._clusters = check_clusters(with_names(cluster))
-        self._agents = check_agents(int(not self._clusters) if agents is None else agents, self._max_workers)
+        self._clusters, here = resolve(cluster)
+        self._agents = check_agents(here if agents is None else agents, self._max_workers)
         self._lease = check_duration("lease", lease, SHORTEST_LEASE)
         self._options = TaskOptions()
         self._settings = _settings(self._options, self._kill_grace)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import secrets
 import shlex
@@ -121,8 +122,8 @@ class Supply:
             ask.nodes, QUEUE_PATIENCE, self._host, self._port, self._imports, self._directory
         )
         output = os.path.join(self._directory, f"allocation-{ask.allocation}.log")
-        command = _agent_command(cluster, invitation.path)
-        request = cluster.request(self._name, ask.nodes, system.on_each_node(command, ask.nodes), output)
+        command = cluster.on_each_node(_agent_command(cluster), invitation.path, ask.nodes)
+        request = cluster.request(self._name, ask.nodes, command, output)
         self._granted[ask.allocation] = _Granted(invitation, output, shlex.join(system.submit(request).argv))
         self._by_launch[invitation.launch] = ask.allocation
         self._allocator.submit(ask.allocation, system, request)
@@ -225,10 +226,10 @@ def _make_directory(clusters: Sequence[BatchCluster]) -> str:
     return tempfile.mkdtemp(prefix=f"{time.strftime('%Y%m%d-%H%M%S')}-", dir=parent)
 
 
-def _agent_command(cluster: BatchCluster, path: str) -> str:
+def _agent_command(cluster: BatchCluster) -> str:
     """What each node runs. No Python has anything of ours by its name alone: the script finds its package beside it."""
-    words = [cluster.python or sys.executable, "-E", "-P", os.path.abspath(interpreter.__file__), "invited", path]
-    words += [f"--time-limit={cluster.seconds:g}"]
+    words = [cluster.python or sys.executable, "-E", "-P", os.path.abspath(interpreter.__file__), "invited"]
+    words += [] if math.isinf(cluster.seconds) else [f"--time-limit={cluster.seconds:g}"]
     for name, what in cluster.resources.items():
         words.append(f"--resource={name}={what}")
     return shlex.join(words)

@@ -61,7 +61,7 @@ def _read_arguments(arguments: Sequence[str]) -> tuple[bytes, dict[str, Any]]:
     import argparse
 
     parser = argparse.ArgumentParser(prog="python -m worker_agent", description=__doc__)
-    parser.add_argument("file", help="a file with connection data that only its owner may read (0600)")
+    parser.add_argument("file", help="a file with connection data that only its owner may read (0600); -: stdin")
     parser.add_argument(
         "--resource", action="append", metavar="NAME=TEXT", help="what there is, beyond or in place of what is found: "
         "cpus=4, memory=16GiB, fpga=[a,b], 'licenses=sum(2.5)'; may be repeated",
@@ -71,7 +71,8 @@ def _read_arguments(arguments: Sequence[str]) -> tuple[bytes, dict[str, Any]]:
     said = vars(parser.parse_args(arguments))
     limit = said.pop("time_limit")
     said["ends"] = None if limit is None else time.time() + limit  # also for an agent that takes this one's place
-    return _read_private(said.pop("file")), said
+    file = said.pop("file")
+    return sys.stdin.buffer.readline() if file == "-" else _read_private(file), said
 
 
 def _read_private(path: str) -> bytes:

@@ -10,7 +10,7 @@ import getpass
 import math
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from executor.batch.request import JobRequest, one_line, safe_name
@@ -76,6 +76,9 @@ class FluxSystem(BatchSystem):
         if nodes == 1:
             return f"exec {command}"
         return f"exec flux run --nodes={nodes} --ntasks={nodes} --exclusive -o cpu-affinity=off {command}"
+
+    def ask_nodes(self, env: Mapping[str, str]) -> Command | None:
+        return Command(["flux", "exec", "-r", "all", "hostname"]) if "FLUX_URI" in env else None
 
     def submit(self, request: JobRequest) -> Command:
         return Command(["flux", "batch"], self.script(request))

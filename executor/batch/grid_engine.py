@@ -11,7 +11,7 @@ import itertools
 import math
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from xml.etree import ElementTree
@@ -152,6 +152,11 @@ class GridEngineSystem(BatchSystem):
             return f"exec {command}"
         word = shlex.quote(f"exec {command}")
         return _ON_EACH_HOST.format(command=word, quoted=shlex.quote(word))
+
+    def ask_nodes(self, env: Mapping[str, str]) -> Command | None:
+        if "JOB_ID" not in env or "SGE_TASK_ID" not in env:
+            return None
+        return Command(["awk", "{print $1}", env["PE_HOSTFILE"]] if "PE_HOSTFILE" in env else ["hostname"])
 
     def submit(self, request: JobRequest) -> Command:
         return Command(["qsub", "-terse"], self.script(request))

@@ -47,6 +47,7 @@ class LocalSystem(BatchSystem):
     def submit(self, request: JobRequest) -> Command:
         told = {name: getattr(request, name) for name in _FIELDS}
         told["workdir"] = request.workdir or os.getcwd()
+        told["name"] = safe_name(request.name)
         told["array"] = None if request.array is None else dataclasses.asdict(request.array)
         return self._command(["submit", json.dumps(told)], self.script(request))
 
@@ -60,7 +61,7 @@ class LocalSystem(BatchSystem):
         return self._command(["cancel", *ids])
 
     def cancel_named(self, name: str) -> Command:
-        raise NotImplementedError("no agents are started by it, so that nobody asks for this")
+        return self._command(["cancel-named", safe_name(name)])
 
     def _command(self, words: list[str], stdin: str = "") -> Command:
         top = str(state_directory() / "local")

@@ -1,4 +1,4 @@
-"""The commands of the batch system "local": ``python -E -P -S local_jobs.py DIRECTORY submit|ask|cancel ...``.
+"""The commands of the batch system "local": ``python -E -P -S local_jobs.py DIRECTORY VERB ...``.
 
 It has no scheduler and no queue. Each job has a process of its own, the runner, which outlives whoever submitted it:
 it waits for what the job depends on, runs its script, or that of each task of an array, and notes what becomes of it.
@@ -83,6 +83,14 @@ def cancel(top: str, jobs: list[str]) -> None:
         if pid is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
+
+
+def cancel_named(top: str, name: str) -> None:
+    """End all jobs with this name."""
+    for job in os.listdir(top) if os.path.isdir(top) else ():
+        with contextlib.suppress(OSError, ValueError), open(os.path.join(top, job, "request.json")) as file:
+            if json.load(file).get("name") == name:
+                cancel(top, [job])
 
 
 # ---- the runner
@@ -256,6 +264,8 @@ def main(top: str, verb: str, *words: str) -> None:
         submit(top, words[0])
     elif verb == "ask":
         ask(top, list(words))
+    elif verb == "cancel-named":
+        cancel_named(top, words[0])
     elif verb == "cancel":
         cancel(top, list(words))
     else:

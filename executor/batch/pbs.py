@@ -91,6 +91,9 @@ class PBSSystem(BatchSystem):
             return f"exec {command}"
         return f"exec {self.launcher} -- /bin/bash -c \"$(export -p)\"$'\\n'{shlex.quote(f'exec {command}')}"
 
+    def ask_nodes(self, env: Mapping[str, str]) -> Command | None:
+        return Command(["cat", env["PBS_NODEFILE"]]) if "PBS_JOBID" in env and "PBS_NODEFILE" in env else None
+
     def submit(self, request: JobRequest) -> Command:
         return Command(["qsub"], self.script(request))
 

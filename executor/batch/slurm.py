@@ -9,7 +9,7 @@ from __future__ import annotations
 import getpass
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from executor.batch.request import JobRequest, one_line, safe_name
@@ -79,7 +79,11 @@ class SlurmSystem(BatchSystem):
             return f"exec {command}"
         cpus = "${SLURM_CPUS_PER_TASK:+--cpus-per-task=$SLURM_CPUS_PER_TASK}"  # since 22.05 a step does not inherit it
         # the prologue's variables, too, where the site or the user submits with --export=NONE
-        return f"exec srun --export=ALL --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1 {cpus} {command}"
+        return f"exec srun --overlap --export=ALL --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1 {cpus} {command}"
+
+    def ask_nodes(self, env: Mapping[str, str]) -> Command | None:
+        nodes = env.get("SLURM_JOB_NODELIST") if "SLURM_JOB_ID" in env else None
+        return Command(["scontrol", "show", "hostnames", nodes]) if nodes else None
 
     def submit(self, request: JobRequest) -> Command:
         return Command(["sbatch", "--parsable"], self.script(request))

@@ -106,6 +106,10 @@ class BatchSystem(ABC):
         """A path of output as it stands in a request: with its own words for ``%{JOB_ID}`` and ``%{TASK_ID}``."""
         return fill(path, self.placeholders)
 
+    def ask_nodes(self, env: Mapping[str, str]) -> Command | None:  # noqa: ARG002  for those that have nodes
+        """What prints the nodes of the allocation that we are in, as these variables tell; None: we are in none."""
+        return None
+
     @abstractmethod
     def submit(self, request: JobRequest) -> Command:
         """Submit the request's script."""

@@ -216,6 +216,11 @@ class GridEngineLab:
         return done.stdout.strip()
 
     @staticmethod
+    def on_two_hosts() -> list[str]:
+        """Options of a job that has two hosts."""
+        return ["-pe", "mpi", str(2 * CPUS), "-S", "/bin/bash"]
+
+    @staticmethod
     def on_host(name: str) -> list[str]:
         """Options of a job that is to run there, for as long as it likes."""
         return ["-l", f"h={name}"]

@@ -212,6 +212,11 @@ class SlurmLab:
         return done.stdout.strip()
 
     @staticmethod
+    def on_two_hosts() -> list[str]:
+        """Options of a job that has two hosts."""
+        return ["--nodes=2", "--ntasks-per-node=1", f"--cpus-per-task={CPUS}"]
+
+    @staticmethod
     def on_host(name: str) -> list[str]:
         """Options of a job that is to run there, for as long as it likes."""
         return [f"--nodelist={name}", "--time=UNLIMITED"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ from executor.future import TaskFuture
 
 pytestmark = [pytest.mark.heavy, pytest.mark.parametrize("running_lab", LABS, indirect=True)]
 
+ROOT = Path(__file__).parent.parent.parent
 #: Seconds, far more than anything takes here: a lost host is noticed after 20.
 LONG = LIMIT / 2
 Make = Callable[..., HPCExecutor]
@@ -129,6 +131,31 @@ def test_an_allocation_of_two_nodes_has_an_agent_on_each(
     assert len(our_jobs(lab, bystander)) == 1
     gate.open()
     assert {outcome(each) for each in tasks} == {"n1", "n2"}
+
+
+INSIDE = """
+import sys
+from cluster_tasks import say_where_and_wait
+from executor import HPCExecutor
+if __name__ == "__main__":
+    with HPCExecutor(1, cluster="auto") as executor:
+        whole = executor.options(cpus={cpus})
+        tasks = [whole.submit(say_where_and_wait, *{gate!r}) for _ in range(2)]
+        with open({out!r}, "w") as file:
+            file.write(" ".join(sorted(task.result() for task in tasks)))
+"""
+
+
+def test_inside_an_allocation_there_is_an_agent_on_each_of_its_nodes(lab: Lab, gate: Gate, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (tmp_path / "inside.py").write_text(INSIDE.format(cpus=CPUS, gate=gate.paths, out=str(out)))
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "clusters")])
+    variables = f"XDG_STATE_HOME={tmp_path} PYTHONPATH={path}"
+    lab.submit(f"#!/bin/bash\nexec env {variables} {sys.executable} {tmp_path}/inside.py\n", *lab.on_two_hosts())
+    gate.wait_arrivals(2)
+    gate.open()
+    wait_until(lambda: out.exists() and out.read_text(), "for the script", LONG)
+    assert out.read_text() == "n1 n2"
 
 
 def test_more_is_asked_for_than_there_is(lab: Lab, bystander: str, on_cluster: Make, gate: Gate) -> None:

@@ -1,0 +1,123 @@
+"""Clusters whose agents are started at once: on this machine, in the allocation that we are in, by ssh."""
+
+from __future__ import annotations
+
+import math
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from executor.batch.commands import run
+from executor.batch.local import LocalSystem
+from executor.batch.request import JobRequest
+from executor.batch.system import BatchSystem
+from executor.batch.systems import get_system, system_names
+from executor.clusters import BatchCluster
+from executor.core.allocations import Policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Local:
+    """This machine, beside other clusters.
+
+    :param agents: how many are started here; they share what the machine has evenly.
+    """
+
+    agents: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launched(BatchCluster):
+    """Agents that a process of this machine starts elsewhere; when it ends, they are started anew."""
+
+    @property
+    def seconds(self) -> float:
+        return math.inf
+
+    @property
+    def pools(self) -> None:
+        return None
+
+    @property
+    def policy(self) -> Policy:
+        assert isinstance(self.nodes, int)
+        return Policy(self.nodes, self.nodes, self.nodes, math.inf)
+
+    def system(self) -> BatchSystem:
+        return LocalSystem()
+
+    def request(self, name: str, nodes: int, command: str, log: str) -> JobRequest:  # noqa: ARG002  all at once
+        return JobRequest(command, name, stdout=log, prologue=self.prologue)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inside(Launched):
+    """The nodes of the allocation that we are in: an agent on each, started by the batch system's own launcher.
+
+    :param batch_system: its name.
+    """
+
+    batch_system: str
+
+    def on_each_node(self, command: str, path: str, nodes: int) -> str:
+        return get_system(self.batch_system).on_each_node(f"{command} {shlex.quote(path)}", nodes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SshHost(Launched):
+    """An agent on one host."""
+
+    name: str
+    options: tuple[str, ...] = ()
+
+    def on_each_node(self, command: str, path: str, nodes: int) -> str:  # noqa: ARG002  it is one
+        words = ["ssh", "-T", "-o", "BatchMode=yes", *self.options, self.name, f"exec {command} -"]
+        return f"exec {shlex.join(words)} < {shlex.quote(path)}"
+
+
+@dataclass(frozen=True)
+class Ssh:
+    """Hosts that ssh reaches without asking for anything: an agent on each, started anew when it ends.
+
+    :param hosts: names or ``user@host``, as ssh takes them.
+    :param python: the Python of the agents there; None: the one that runs here. It needs what we need.
+    :param options: further words for ssh, such as ``["-p", "2222"]``.
+    :param host, port: where they reach this machine, as in :class:`~executor.clusters.BatchCluster`.
+    """
+
+    hosts: Sequence[str]
+    python: str | None = None
+    options: Sequence[str] = ()
+    host: str | None = None
+    port: int | None = None
+    run_dir: str | None = None
+    resources: Mapping[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.hosts, str) or not self.hosts:
+            raise ValueError(f"hosts={self.hosts!r}: expected a list of hosts, such as ['node1', 'node2']")
+        for each in self.hosts:
+            if not isinstance(each, str) or each.startswith("-") or not each.strip():
+                raise ValueError(f"hosts: {each!r}: expected the name of a host, or user@host")
+
+    def each(self) -> list[SshHost]:
+        """A cluster of one node for each of them."""
+        return [
+            SshHost(
+                name=each, options=tuple(self.options), python=self.python, host=self.host, port=self.port,
+                run_dir=self.run_dir, resources=dict(self.resources), poll=0.5,
+            )
+            for each in self.hosts
+        ]  # fmt: skip
+
+
+def find_allocation(env: Mapping[str, str] = os.environ) -> Inside | None:
+    """The allocation that this process is in; None if it is in none."""
+    for name in system_names():
+        system = get_system(name)
+        command = system.ask_nodes(env)
+        if command is not None:
+            nodes = len(set(run(command, system).stdout.split()))
+            return Inside(batch_system=name, nodes=max(1, nodes), poll=0.5)
+    return None
