@@ -100,6 +100,7 @@ def wild_reports(seed: int, tasks: int) -> Iterator[protocol.Report]:
         list[str]: [[], ["numpy"]], list[int]: [[], [0], [0, 0, 1, -1], [2**63]], float | None: [None, -1.0, math.nan],
         list[Pool]: [[], [Pool("cpus", [["0"]])], [Pool("cpus", size=2**63)]],
         protocol.Memory | None: [None, protocol.Memory(-1, 2**63, "")],
+        protocol.Tree | None: [None, protocol.Tree([protocol.SentFile("../x", "1-2-00", -1, 0o7777)], ["/", ".."])],
         Usage: [Usage(math.nan, -1.0, 2**63)], int | None: [None, -9, 0, 2**63], Tail | None: [None, Tail(b"x", 2**63)],
     }  # fmt: skip
     kinds = (protocol.Hello, protocol.Started, protocol.Output, protocol.Finished, protocol.Recalled, protocol.Piece,

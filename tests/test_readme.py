@@ -36,7 +36,7 @@ OURS = {
     executor.Resources: {"to_needs"},
     TaskFuture: {
         "announce_cancel", "begin", "claim", "mark_cancelled", "printed", "settle", "settle_plainly", "tell",
-        "tell_end", "unclaim",
+        "tell_end", "unclaim", "when_ended", "exception",  # the last is that of the standard library, only quicker
     },
 }  # fmt: skip
 
