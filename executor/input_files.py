@@ -1,13 +1,16 @@
-"""Input files of programs, for agents that do not see them: what there is of them, and what they hold.
+"""Input files of programs, for agents elsewhere: which they are, what there is of them, and what they hold.
 
 All of this reads the disks of users, which may hang: it is done on errands.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
-from collections.abc import Mapping
+import stat
+import time
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
@@ -16,17 +19,51 @@ from worker_agent.pieces import PIECE
 
 #: Bytes that are read at once.
 BLOCK = 8 * PIECE
+#: Seconds in which an agent is asked for a directory once: to walk through a large one takes as long as many tasks.
+DIRECTORY_HOLDS = 60.0
 
 
 class InputError(OSError):
     """An input is not to be had; why, in a sentence."""
 
 
-def look(inputs: Mapping[str, str]) -> trees.Found:
-    """The files of inputs, as they are now; directories with all that is in them. Raises InputError."""
+def versions(inputs: Mapping[str, str]) -> dict[str, str]:
+    """By their paths, what tells whether inputs have changed since an agent was asked for them. Raises InputError.
+
+    A directory is not walked through for that: it is another one after a while. Where it is the same one there, what is
+    in it by now is the same, too; unless both machines were made from one image, and nobody had yet written to it.
+    """
+    _check_are_there(inputs)
+    return {path: _version_of(name, path) for name, path in inputs.items()}
+
+
+def _version_of(name: str, path: str) -> str:
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise InputError(error.errno, task_files.why_no_input(name, path)) from error
+    period = int(time.monotonic() // DIRECTORY_HOLDS) if stat.S_ISDIR(status.st_mode) else ""
+    return f"{status.st_size} {status.st_mtime_ns} {status.st_ino} {period}"
+
+
+def identify(paths: Iterable[str]) -> dict[str, str]:
+    """The identities of what is there, by which an agent knows it. What has none is left out: :func:`look` says why."""
+    identities = {}
+    for path in paths:
+        with contextlib.suppress(OSError):
+            identities[path] = trees.identity(path)
+    return identities
+
+
+def _check_are_there(inputs: Mapping[str, str]) -> None:
     for name, path in inputs.items():
         if not os.path.exists(path):
             raise InputError(errno.ENOENT, task_files.why_no_input(name, path))
+
+
+def look(inputs: Mapping[str, str]) -> trees.Found:
+    """The files of inputs, as they are now; directories with all that is in them. Raises InputError."""
+    _check_are_there(inputs)
     try:
         return trees.find_all(inputs)
     except OSError as error:
@@ -38,12 +75,12 @@ def version(file: trees.File) -> str:
     return f"{file.path} {file.size} {file.mtime_ns} {file.inode} {file.mode:o}"
 
 
-def with_sent(run: protocol.Run, found: trees.Found) -> protocol.Run:
-    """The order for an agent that gets these files in pieces, by the names of their versions."""
+def with_sent(run: protocol.Run, seen: dict[str, str], found: trees.Found) -> protocol.Run:
+    """The order for an agent that sees some inputs, and gets these files in pieces, by the names of their versions."""
     assert run.settings is not None
     assert run.settings.files is not None
     sent = [protocol.SentFile(file.name, version(file), file.size, file.mode) for file in found.files]
-    files = msgspec.structs.replace(run.settings.files, inputs={}, sent=protocol.Tree(sent, found.folders))
+    files = msgspec.structs.replace(run.settings.files, inputs=seen, sent=protocol.Tree(sent, found.folders))
     return msgspec.structs.replace(run, settings=msgspec.structs.replace(run.settings, files=files))
 
 

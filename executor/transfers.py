@@ -3,8 +3,8 @@
     Start --> Transfers.send --pieces that the agent lacks, then Run--> Link.send_bulk
     Piece --> Transfers.take_reports --> a file here;  Finished --> its body names the files here
 
-Input files of programs go the same way, when they were looked at; a Finished with outputs waits until they are in their
-places (``placing``).
+Input files of programs go the same way, when they were looked at, unless the agent sees them, too (``sight``); a
+Finished with outputs waits until they are in their places (``placing``).
 
 Until its last piece is on the way, a task can be withdrawn without asking the agent, which has not heard of it.
 """
@@ -17,13 +17,14 @@ import os
 import re
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import msgspec
 
 from executor import input_files
 from executor.errands import Errands
+from executor.sight import Sight
 from worker_agent import bodies, protocol, trees
 from worker_agent.link import Link
 from worker_agent.pieces import PIECE, Received, read_piece
@@ -68,6 +69,8 @@ class _Sending:
     waits: bool = True
     #: of its input files, those that may be missing on the agent; None: they were not looked at
     inputs: deque[_Copy] | None = None
+    #: by the paths of its inputs, as which versions of them the agent was asked for them
+    versions: dict[str, str] = field(default_factory=dict)
 
 
 class _Idle:
@@ -122,6 +125,7 @@ class Transfers:
         #: tasks with input files that are not yet on the way, one after the other
         self._with_inputs: deque[_Sending] = deque()
         self._received = Received(stores)
+        self._sight = Sight(link.send)
 
     # --- to the agent -------------------------------------------------------------------------------------------------
 
@@ -185,8 +189,8 @@ class Transfers:
     def _start_errand(self, sending: _Sending) -> bool:
         """Whether there is something of its inputs that we do not know yet."""
         if sending.inputs is None:
-            look = partial(input_files.look, _files(sending.run).inputs)
-            self._errands.start(look, partial(self._on_looked, sending))
+            stat = partial(input_files.versions, _files(sending.run).inputs)
+            self._errands.start(stat, partial(self._on_versions, sending))
             return True
         while sending.inputs and sending.inputs[0].is_sent:
             sending.inputs.popleft()
@@ -197,22 +201,49 @@ class Transfers:
             self._errands.start(read, partial(self._on_read, sending, copy))
         return bool(sending.inputs)
 
-    def _on_looked(self, sending: _Sending, found: trees.Found | Exception) -> None:
+    def _on_versions(self, sending: _Sending, versions: dict[str, str] | Exception) -> None:
+        if isinstance(versions, Exception):
+            self._fail_inputs(sending, versions)
+            return
+        sending.versions = versions
+        if unknown := self._sight.unknown(versions):
+            self._errands.start(partial(input_files.identify, unknown), partial(self._on_identified, sending, unknown))
+        else:
+            self._on_answered(sending)
+
+    def _on_identified(
+        self, sending: _Sending, unknown: dict[str, str], identities: dict[str, str] | Exception
+    ) -> None:
+        if isinstance(identities, Exception):
+            self._fail_inputs(sending, identities)
+        else:
+            self._sight.ask(unknown, identities, partial(self._on_answered, sending))
+
+    def _on_answered(self, sending: _Sending) -> None:
+        """What the agent sees is linked there."""
+        inputs, paths = _files(sending.run).inputs, self._sight.seen(sending.versions)
+        seen = {name: path for name, path in inputs.items() if path in paths}
+        unseen = {name: path for name, path in inputs.items() if path not in paths}
+        if unseen:
+            self._errands.start(partial(input_files.look, unseen), partial(self._on_looked, sending, seen))
+        else:
+            self._on_looked(sending, seen, trees.Found([], []))
+
+    def _on_looked(self, sending: _Sending, seen: dict[str, str], found: trees.Found | Exception) -> None:
         if isinstance(found, Exception):
             self._fail(sending, found)
         elif sending.waits:
-            sending.run = input_files.with_sent(sending.run, found)
+            sending.run = input_files.with_sent(sending.run, seen, found)
             copies = [self._copy(protocol.Stored(input_files.version(file), file.size), file) for file in found.files]
             sending.copies += copies
             sending.inputs = deque(copies)
         self._send_inputs()
 
     def _on_read(self, sending: _Sending, copy: _Copy, block: bytes | Exception) -> None:
-        if not isinstance(block, Exception):
+        if isinstance(block, Exception):
+            self._fail_inputs(sending, block)
+        else:
             self._link.send_bulk(self._input_pieces(sending, copy, block))
-            return
-        self._fail(sending, block)
-        self._send_inputs()
 
     def _input_pieces(self, sending: _Sending, copy: _Copy, block: bytes) -> Iterator[protocol.Piece]:
         for start in range(0, len(block), PIECE):
@@ -221,6 +252,10 @@ class Transfers:
             data, offset = block[start : start + PIECE], copy.sent
             copy.sent += len(data)
             yield protocol.Piece(copy.stored.path, offset, data, on_disk=True)
+        self._send_inputs()
+
+    def _fail_inputs(self, sending: _Sending, error: Exception) -> None:
+        self._fail(sending, error)
         self._send_inputs()
 
     # --- ends ---------------------------------------------------------------------------------------------------------
@@ -271,6 +306,8 @@ class Transfers:
         for report in reports:
             if isinstance(report, protocol.Piece):
                 self._received.receive(report)
+            elif isinstance(report, protocol.Seen):
+                self._sight.on_seen(report)
             elif isinstance(report, protocol.Finished) and report.end in (protocol.VALUE, protocol.ERROR):
                 kept.append(self._localized(report))
             elif isinstance(report, protocol.Finished) and self._takes_outputs(report):
@@ -330,9 +367,15 @@ class Transfers:
         return protocol.Tree(files, tree.folders)
 
     def _send_anew_if_lost(self, report: protocol.Finished) -> None:
-        """The agent has lost a file that it was sent, or a task has written to it: the next one needs it again."""
+        """The agent has lost a file that it was sent, or a task has written to it: the next one needs it again.
+
+        Nor may it see any more what it has seen.
+        """
         sending = self._sendings.get(report.task)
-        if sending is not None and (report.end, report.returncode) == (protocol.NOT_STARTED, errno.ESTALE):
+        if sending is None or report.end != protocol.NOT_STARTED:
+            return
+        self._sight.forget(sending.versions)
+        if report.returncode == errno.ESTALE:
             for copy in sending.copies:
                 if copy.file is not None:
                     copy.sent = 0

@@ -30,7 +30,7 @@ _REPORTS: list[protocol.Report] = [
     _HELLO, protocol.Unprepared(1, "no python9", b"error"), protocol.Started(7, 1, 17, 1.5e9),
     protocol.Output(7, 1, 1, b"text"), _FINISHED, protocol.Recalled(7, 1, True),
     protocol.Freed(1, [0, 1]), protocol.Leaving("told to"), protocol.Warn("careful"),
-    protocol.Bye("done"),
+    protocol.Bye("done"), protocol.Seen(1, ["/a"]),
 ]  # fmt: skip
 _PREPARE = protocol.Prepare(
     environment=1, python=["python3"], start="fork", max_tasks=1, cwd="/", path=["/a"], env={"A": "b"},
@@ -47,7 +47,7 @@ _ORDERS: list[protocol.Order] = [
     protocol.Give(1, [Place(0, [Share("cpus", UNIT * 3 // 2, ["0", "1"]), Share("memory", UNIT)])]),
     protocol.Run(1, 7, 1, Call(1, b"args", [Stored("/s", 9)]), _SETTINGS),
     protocol.Run(1, 7, 1, Command(["ls", "-l"], b"text")), protocol.Recall(7, 1), protocol.Kill(7, 1, 15, 2.0),
-    protocol.Stop(15, 2.0),
+    protocol.Stop(15, 2.0), protocol.Look(1, {"/a": "1"}),
 ]  # fmt: skip
 _CONNECTION = Connection(
     protocol=PROTOCOL, endpoints=["tcp://10.0.0.1:4000"], session="s", launch="l", client_pid=0, client_start=0,
@@ -104,7 +104,7 @@ def wild_reports(seed: int, tasks: int) -> Iterator[protocol.Report]:
         Usage: [Usage(math.nan, -1.0, 2**63)], int | None: [None, -9, 0, 2**63], Tail | None: [None, Tail(b"x", 2**63)],
     }  # fmt: skip
     kinds = (protocol.Hello, protocol.Started, protocol.Output, protocol.Finished, protocol.Recalled, protocol.Piece,
-             protocol.Freed)  # fmt: skip
+             protocol.Freed, protocol.Seen)  # fmt: skip
     choices = [(kind, {each.name: values[each.type] for each in msgspec.structs.fields(kind)}) for kind in kinds]
     while True:
         kind, fields = dice.choice(choices)

@@ -13,7 +13,7 @@ import stat
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,9 @@ from executor import HPCExecutor, Program
 pytestmark = pytest.mark.shared
 
 Join = Callable[..., "subprocess.Popen[str]"]
+#: What agents are started with; and those that see none of their client's files.
+MODULE = ("-m", "worker_agent")
+BLIND = ("-P", os.path.join(os.path.dirname(__file__), "blind_agent.py"))
 
 
 @pytest.fixture
@@ -35,8 +38,10 @@ def join(tmp_path: Path) -> Iterator[Join]:
     """Starts agents, and ends them with the test."""
     started: list[subprocess.Popen[str]] = []
 
-    def start(path: Any, **options: Any) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "worker_agent", os.fspath(path)]
+    def start(
+        path: Any, *, wrapper: Sequence[str] = (), program: Sequence[str] = MODULE, **options: Any
+    ) -> subprocess.Popen[str]:
+        command = [*wrapper, sys.executable, *program, os.fspath(path)]
         started.append(subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, **options))
         return started[-1]
 

@@ -18,10 +18,10 @@ from typing import Any
 import msgspec
 import pytest
 from pools import end, error_of, gate, new_executor, outcome, session_directories, sh
-from test_invited import Join, join
+from test_invited import BLIND, Join, join
 from test_job_agents import here, leased
 from test_scratch import other_disk
-from test_transfers import MIB, Sender, elsewhere, moved, names
+from test_transfers import MIB, Sender, moved, names
 from waiting import Gate, parent_of, wait_announced, wait_until
 
 from executor import CAPTURE, HPCExecutor, OutputMissing, Program, ProgramFailed, ProgramNotStarted, TaskKilled
@@ -37,6 +37,15 @@ pytestmark = pytest.mark.shared
 New = Callable[..., HPCExecutor]
 #: Says that it is there, and waits at a gate.
 HELD = 'echo $$ >> "$0"; head -c1 < "$1"'
+
+
+@pytest.fixture
+def elsewhere(new_executor: New, join: Join, tmp_path: Path) -> Iterator[HPCExecutor]:
+    """An executor whose one agent sees none of our files."""
+    executor = new_executor(2, agents=0)
+    join(moved(executor.invite(host="127.0.0.1").path, tmp_path), program=BLIND)
+    yield executor
+    executor.shutdown()
 
 
 def said(executor: HPCExecutor, script: str, *words: Any, **options: Any) -> str:
@@ -143,13 +152,13 @@ def test_an_agent_that_dies_while_it_is_sent_an_input_costs_nothing_but_time(
     new_executor: New, join: Join, tmp_path: Path, here: Path
 ) -> None:
     executor = new_executor(1, agents=0, lease=1)
-    first = join(moved(executor.invite(host="127.0.0.1").path, tmp_path))
+    first = join(moved(executor.invite(host="127.0.0.1").path, tmp_path), program=BLIND)
     outcome(executor.submit(pow, 2, 3))
     (here / "data").write_bytes(os.urandom(30 * MIB))
     future = executor.options(inputs={"in": "data"}, stdout=CAPTURE).submit(sh("wc -c < in"))
     wait_until(lambda: future.attempt == 1)
     first.kill()
-    join(moved(executor.invite(host="127.0.0.1").path, tmp_path))
+    join(moved(executor.invite(host="127.0.0.1").path, tmp_path), program=BLIND)
     assert outcome(future).stdout == f"{30 * MIB}\n"
 
 
@@ -208,7 +217,7 @@ def test_an_agent_that_is_killed_while_it_sends_an_output_leaves_no_part_of_it(
 ) -> None:
     """Its supervisor starts another one, which does it again."""
     executor = new_executor(1, agents=0)
-    join(moved(executor.invite(host="127.0.0.1").path, tmp_path))
+    join(moved(executor.invite(host="127.0.0.1").path, tmp_path), program=BLIND)
     script = 'echo $PPID >> "$0"; head -c 100M /dev/urandom > out; sha256sum < out'
     tasks = executor.options(outputs={"out": "results/out"}, stdout=CAPTURE)
     future = tasks.submit(sh(script, tmp_path / "agents"))
@@ -261,6 +270,14 @@ def run_pieces(sender: Sender, task: int, **files: Any) -> Run:
 def turn(sender: Sender) -> None:
     """The hub's thread hears of one errand."""
     sender.posted.get(timeout=30)()
+
+
+def answer(sender: Sender, *paths: Path) -> None:
+    """The agent is asked for the inputs of a task, and sees those at these paths."""
+    turn(sender)  # versions
+    turn(sender)  # identities
+    [asked] = sender.take_all()
+    sender.transfers.take_reports([protocol.Seen(asked.number, list(map(str, paths)))])
 
 
 def ended(*files: SentFile, attempt: int = 1) -> Finished:
@@ -341,6 +358,7 @@ def test_an_input_that_changes_while_it_is_sent_is_an_error_of_the_task(
     path = tmp_path / "data"
     path.write_bytes(bytes(10 * MIB))
     run_pieces(sender, 7, inputs={"in": str(path)})
+    answer(sender)
     turn(sender)  # looked at
     turn(sender)  # the first block
     sender.take_all()
@@ -369,8 +387,9 @@ def test_the_next_task_goes_on_where_one_was_withdrawn(sender: Sender, tmp_path:
     path.write_bytes(os.urandom(10 * MIB))
     for task in (1, 2):
         run_pieces(sender, task, inputs={"in": str(path)})
-    turn(sender)
-    turn(sender)
+    answer(sender)
+    turn(sender)  # looked at
+    turn(sender)  # the first block
     messages = sender.take()
     assert sender.transfers.withdraw(1)
     sender.transfers.done(1)

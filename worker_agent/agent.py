@@ -27,6 +27,7 @@ from worker_agent.attempt import Attempt
 from worker_agent.connection import Connection
 from worker_agent.environments import Environments, make_setup
 from worker_agent.lane import Lane
+from worker_agent.looking import Looking
 from worker_agent.loop import Loop
 from worker_agent.memory import KernelKills, MemoryGuard
 from worker_agent.offer import Offer
@@ -68,6 +69,7 @@ class Agent:
         self.templates = Templates(self.loop, early)
         #: the payloads that were sent to us, if we do not see the session's files
         self._received = Received(own) if own else None
+        self._looking = Looking(self.loop, self.report)
         self.scratch = Scratch(self.loop, scratch_place(own or connection.stores, process), self._received)
         self.programs = Programs(self.loop, self._on_program_end, self.path_of, self.scratch)
         self.strays = Strays(self.programs, self._owns)
@@ -118,6 +120,7 @@ class Agent:
             protocol.Stop: self._on_stop,
             protocol.Piece: self._on_piece,
             protocol.Drop: self._on_drop,
+            protocol.Look: self._looking.look,
         }
 
     # --- life ---------------------------------------------------------------------------------------------------------
@@ -295,6 +298,7 @@ class Agent:
         self.templates.close()
         self.programs.forget_all()
         self._end_processes()
+        self._looking.forget_all()
         self.scratch.forget_all(FENCE_PATIENCE)
         if self._memory is not None:
             self._memory.release_all()

@@ -18,6 +18,7 @@ task names its attempt: a late answer is recognised by it.
     Stop           end everything and leave                     Bye          I leave, and why
     Piece          of a payload, to who does not see our files  Piece        likewise
     Drop           payloads that are no longer needed           Warn         a sentence for the log
+    Look           which of these files do you see, too?        Seen         the answer
 
 Bytes that are large do not travel in messages: a :class:`Stored` names a file in the session's private directories. An
 agent that does not see these gets the file in pieces, and sends those of its own; so do inputs and outputs of programs,
@@ -122,8 +123,8 @@ class Files(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     Of the streams (1, 2) in ``removed`` the files go after a good end. ``numbered``: paths of the task have
     ``%{INSTANCE_ID}`` in them, for the number of the attempt.
 
-    An agent that does not see our files has the inputs as ``sent``, with their pieces before the order, and gives the
-    outputs back with :class:`Finished`.
+    An agent that does not see the session's files has those inputs as ``sent`` that it does not see either, with their
+    pieces before the order, and gives the outputs back with :class:`Finished`.
     """
 
     task_dir: bool = False
@@ -334,6 +335,16 @@ class Drop(msgspec.Struct, array_like=True, frozen=True, tag="drop"):
     paths: list[str]
 
 
+class Look(msgspec.Struct, array_like=True, frozen=True, tag="look"):
+    """Which of these files and directories are the same there? By their paths, what :func:`trees.identity` gave here.
+
+    :class:`Seen` is the answer; it has the same number.
+    """
+
+    number: int
+    identities: dict[str, str]
+
+
 class Stop(msgspec.Struct, array_like=True, frozen=True, tag="stop"):
     """End all tasks that still run (with ``signal``, ``grace`` seconds, SIGKILL) and leave."""
 
@@ -343,7 +354,7 @@ class Stop(msgspec.Struct, array_like=True, frozen=True, tag="stop"):
 
 Order = (
     Welcome | Fence | Refuse | Prepare | Define | Forget | Open | Give | Take | Close | Run | Recall | Kill | Stop
-    | Piece | Drop | Fragment
+    | Piece | Drop | Look | Fragment
 )  # fmt: skip
 
 # --- reports: to the hub ----------------------------------------------------------------------------------------------
@@ -486,6 +497,13 @@ class Freed(msgspec.Struct, array_like=True, frozen=True, tag="freed"):
     places: list[int]
 
 
+class Seen(msgspec.Struct, array_like=True, frozen=True, tag="seen"):
+    """The answer to :class:`Look`: the paths at which the agent sees the same."""
+
+    number: int
+    paths: list[str]
+
+
 class Warn(msgspec.Struct, array_like=True, frozen=True, tag="warn"):
     """Something that no future tells, for the log: a sentence."""
 
@@ -504,7 +522,9 @@ class Bye(msgspec.Struct, array_like=True, frozen=True, tag="bye"):
     reason: str
 
 
-Report = Hello | Unprepared | Started | Output | Finished | Recalled | Freed | Warn | Leaving | Bye | Piece | Fragment
+Report = (
+    Hello | Unprepared | Started | Output | Finished | Recalled | Freed | Seen | Warn | Leaving | Bye | Piece | Fragment
+)  # fmt: skip
 
 
 class Orders(msgspec.Struct, array_like=True, frozen=True):

@@ -3,8 +3,8 @@
     <scratch>/data.csv -> /shared/data.csv      an input: a link
     <scratch>/out.csv                           an output: moved to its place after a good end
 
-On an agent that does not see those places an input is a hard link to the file that was sent, and outputs are moved to
-the agent's store, to be sent from there (:func:`gather`).
+On an agent that does not see the session's files an input that it does not see either is a hard link to the file that
+was sent, and outputs are moved to the agent's store, to be sent from there (:func:`gather`).
 
 What may take long (:func:`collect`, :func:`gather`) knows its paths as absolute ones, and may run on a thread of its
 own.

@@ -1,8 +1,9 @@
-"""Files and folders that are to travel: what there is of them, and whether names of such are to be trusted."""
+"""Files and folders of users: which they are, what of them is to travel, and whether names of such can be trusted."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import stat
 from collections.abc import Collection, Mapping
@@ -27,6 +28,42 @@ class Found(NamedTuple):
 
     files: list[File]
     folders: list[str]
+
+
+def identity(path: str) -> str:
+    """What tells this file or directory, as it is now, from all others: who finds the same elsewhere sees the same one.
+
+    Of a directory all counts that is in it. Raises OSError, if part of it cannot be read or it is neither, too.
+    """
+    status = os.stat(path)
+    if not stat.S_ISDIR(status.st_mode):
+        _check_is_file(status, path)
+        return _file_identity(path)
+    digest = hashlib.sha256(_entry(status).encode())
+    for folder, folders, files in os.walk(path, onerror=_fail):
+        folders.sort()
+        for name in (*folders, *sorted(files)):
+            digest.update(os.fsencode(name) + b"\0" + _entry_identity(os.path.join(folder, name)).encode() + b"\0")
+    return digest.hexdigest()
+
+
+def _file_identity(path: str) -> str:
+    """It is opened: a network file system asks its server then, and we know that it may be read."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        status = os.fstat(fd)
+    finally:
+        os.close(fd)
+    return f"{status.st_size} {_entry(status)}"
+
+
+def _entry_identity(path: str) -> str:
+    status = os.lstat(path)
+    return _file_identity(path) if stat.S_ISREG(status.st_mode) else _entry(status)
+
+
+def _entry(status: os.stat_result) -> str:
+    return f"{stat.S_IFMT(status.st_mode):o} {status.st_mtime_ns} {status.st_ino}"
 
 
 def find(name: str, path: str) -> Found:
@@ -63,10 +100,14 @@ def _fail(error: OSError) -> NoReturn:
 
 def _look(name: str, path: str) -> File:
     status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode):  # a pipe would wait for ever, and a device have no end
-        raise OSError(errno.EINVAL, "it is no file and no directory", path)
+    _check_is_file(status, path)
     mode = stat.S_IMODE(status.st_mode) & 0o777
     return File(_text(name), path, status.st_size, status.st_mtime_ns, status.st_ino, mode)
+
+
+def _check_is_file(status: os.stat_result, path: str) -> None:
+    if not stat.S_ISREG(status.st_mode):  # a pipe would wait for ever, and a device have no end
+        raise OSError(errno.EINVAL, "it is no file and no directory", path)
 
 
 def _text(name: str) -> str:
