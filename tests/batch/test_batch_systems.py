@@ -113,9 +113,9 @@ def test_clusters_are_checked_where_they_are_written() -> None:
         (lambda: check_clusters([GridEngine(cpus=1, nodes=2, nodes_per_job=2)]), "pe=None"),
         (lambda: check_clusters([GridEngine(cpus=1, run_dir="/data/a,b")]), "takes a comma for the end of a path"),
         (lambda: check_clusters([Slurm(nodes=(3, 2))]), "expected how many at most"),
-        (lambda: check_clusters(GridEngine(cpus=1, memory="1 GiB")), "memory_resource"),
-        (lambda: check_clusters(Flux(memory="1 GiB")), "Flux does not grant memory"),
-        (lambda: check_clusters(Slurm(queue="a\nb")), "expected a single line"),
+        (lambda: check_clusters([GridEngine(cpus=1, memory="1 GiB")]), "memory_resource"),
+        (lambda: check_clusters([Flux(memory="1 GiB")]), "Flux does not grant memory"),
+        (lambda: check_clusters([Slurm(queue="a\nb")]), "expected a single line"),
     ],
 )
 def test_a_cluster_that_cannot_be_asked_for_is_refused(cluster: object, wrong: str) -> None:
