@@ -33,6 +33,10 @@ class LocalSystem(BatchSystem):
     placeholders = MappingProxyType({"JOB_ID": "%{JOB_ID}", "TASK_ID": "%{TASK_ID}"})
     poll = 0.5
 
+    def __init__(self) -> None:
+        #: where its jobs are, whatever the environment says later
+        self._top = str(state_directory() / "local")
+
     def options(self, request: JobRequest) -> list[str]:
         return [safe_name(request.name)]
 
@@ -64,8 +68,8 @@ class LocalSystem(BatchSystem):
         return self._command(["cancel-named", safe_name(name)])
 
     def _command(self, words: list[str], stdin: str = "") -> Command:
-        top = str(state_directory() / "local")
-        return Command([sys.executable, "-E", "-P", "-S", os.path.abspath(local_jobs.__file__), top, *words], stdin)
+        script = os.path.abspath(local_jobs.__file__)
+        return Command([sys.executable, "-E", "-P", "-S", script, self._top, *words], stdin)
 
     def read_id(self, answer: Answer) -> str | None:
         job = answer.stdout.strip()
