@@ -88,11 +88,11 @@ def check_max_tasks(max_tasks: int | None) -> int | None:
     return max_tasks
 
 
-def check_preload(preload: Sequence[str]) -> list[str]:
-    """Names of modules."""
-    if isinstance(preload, str) or not all(isinstance(name, str) for name in preload):
-        raise TypeError(f"preload={preload!r}: expected a list of names of modules, such as ['numpy']")
-    return list(preload)
+def check_modules(name: str, modules: Sequence[str]) -> list[str]:
+    """Names of modules, which the argument of that name has."""
+    if isinstance(modules, str) or not all(isinstance(each, str) for each in modules):
+        raise TypeError(f"{name}={modules!r}: expected a list of names of modules, such as ['numpy']")
+    return list(modules)
 
 
 def check_map(chunksize: int, buffersize: int | None) -> None:

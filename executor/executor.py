@@ -27,7 +27,7 @@ from executor.checks import (
     check_initializer,
     check_map,
     check_max_tasks,
-    check_preload,
+    check_modules,
     check_program_call,
     check_resources,
     check_workers,
@@ -207,6 +207,7 @@ class HPCExecutor(_Tasks):
         broken: :class:`~executor.errors.InitializerFailed`.
     :param max_tasks_per_child: tasks that an interpreter runs; 1: a fresh one for each task; None: any number.
     :param preload: names of modules that the template imports, so that tasks find them there.
+    :param require: names of modules that agents elsewhere have to have, or they are refused.
     :param kill_grace: a duration: seconds, or text such as "500ms", between a signal to a task (of a time limit, of
         ``kill()``) and SIGKILL.
     :param agents: how many agents are started on this machine; they share what it has evenly. 0: none, all
@@ -237,16 +238,18 @@ class HPCExecutor(_Tasks):
         agents: int | None = None,
         cluster: Cluster | Sequence[Cluster] | None = None,
         python_env: PythonEnv = SAME_PYTHON,
+        require: Sequence[str] = (),
         resources: Mapping[str, Any] | None = None,
         lease: float | str = LEASE,
     ) -> None:
         self._pools = check_resources(resources, check_workers(max_workers))
         self._max_workers = sum(pool.total // UNIT for pool in self._pools if pool.name == "cpus")
         self._start_method = check_context(mp_context)
+        self._imports = [*check_modules("preload", preload), *check_modules("require", require)]
         check_initializer(initializer)
         packed = None if initializer is None else pack_initializer(initializer, initargs)
         max_tasks = check_max_tasks(max_tasks_per_child)
-        self._surroundings = Surroundings(max_tasks or 0, check_preload(preload), packed, python_env)
+        self._surroundings = Surroundings(max_tasks or 0, list(preload), packed, python_env)
         self._kill_grace = check_duration("kill_grace", kill_grace)
         self._clusters, here = resolve(cluster)
         self._agents = check_agents(here if agents is None else agents, self._max_workers)
@@ -300,7 +303,7 @@ class HPCExecutor(_Tasks):
         if isinstance(n, bool) or not isinstance(n, int) or n < 1:
             raise ValueError(f"n={n!r}: expected a number of agents, 1 or more")
         self._has_invited = True
-        return self._open_hub().invite(n, check_duration("expires", expires), host, port, self._surroundings.preload)
+        return self._open_hub().invite(n, check_duration("expires", expires), host, port, self._imports)
 
     def revoke(self, invitation: Invitation) -> None:
         """Nobody joins by this invitation any more, and its file goes; agents that have joined by it stay."""
@@ -447,7 +450,7 @@ class HPCExecutor(_Tasks):
 
     def _start_hub(self) -> Hub:
         pools = detection.divided(self._pools, self._agents) if self._agents else []
-        hub = Hub(pools, self._kill_grace, self._lease, self._clusters, self._surroundings.preload)
+        hub = Hub(pools, self._kill_grace, self._lease, self._clusters, self._imports)
         hub.start()
         _hubs.add(hub)
         weakref.finalize(self, _close_unless_forked, os.getpid(), hub).atexit = False

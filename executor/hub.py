@@ -261,7 +261,8 @@ class Hub:
         if known is not None and known.lent is None:
             free = {name: known.free.amount(name) / UNIT for name in resources}
         return WorkerInfo(
-            hello.host, hello.pid, worker.launch is not None, hello.python, hello.group, ends, resources, free
+            hello.host, hello.pid, worker.launch is not None, hello.python, hello.group, ends, resources, free,
+            hello.sees_cwd,
         )
 
     # --- the thread ---------------------------------------------------------------------------------------------------
@@ -382,6 +383,9 @@ class Hub:
         now, hello = time.monotonic(), worker.member.hello
         ends = None if hello.remaining is None else now + hello.remaining
         self.recorder.joined(worker.id, worker.title, worker.pools, time.time())
+        if not hello.sees_cwd:
+            text = "the agent on %s (process %d) does not see the directory in which you are: functions start in it, "
+            log.warning(text + "as do programs without inputs and outputs; give cwd=", hello.host, hello.pid)
         if self._supply is not None:
             self._supply.joined(hello.launch, worker.id, worker.pools, now)
         self._perform(self._core.joined(worker.id, worker.pools, now, ends, hello.group))

@@ -73,7 +73,7 @@ class Invitations:
         connection = Connection(
             protocol=protocol.PROTOCOL, endpoints=network.endpoints, session=self._session, launch=launch, client_pid=0,
             client_start=0, directory=self._directories.main, stores=self._directories.stores,
-            path=local.absolute_path(), imports=imports, server_key=network.server_key.decode(),
+            path=local.absolute_path(), imports=imports, **_where_we_are(), server_key=network.server_key.decode(),
             public_key=public.decode(), secret_key=secret.decode(),
         )  # fmt: skip
         name = os.path.join(directory or self._directories.main, f"invitation-{launch}.json")
@@ -119,6 +119,14 @@ class Invitations:
         """Listen no more."""
         if self.network is not None:
             self.network.close()
+
+
+def _where_we_are() -> dict[str, Any]:
+    """The directory in which functions will start."""
+    try:
+        return {"cwd": os.getcwd(), "cwd_inode": os.stat(".").st_ino}
+    except OSError:  # it was removed
+        return {}
 
 
 def _check_descriptors(count: int) -> None:

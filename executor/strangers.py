@@ -45,5 +45,5 @@ def mismatch(hello: protocol.Hello) -> str:
     if trouble := trouble_with(hello.pools):
         return trouble
     if hello.missing:
-        return f"it has no module {', '.join(hello.missing)}, which preload names: install it there"
+        return f"it has no module {', '.join(hello.missing)}, which preload or require names: install it there"
     return ""

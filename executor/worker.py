@@ -49,7 +49,7 @@ class WorkerInfo:
 
     Its host and process, whether it was started by this executor here, its Python, its group (see the option
     ``nodes``), when it has to leave (seconds since the epoch; None: nobody knows), how much it has of each resource,
-    and how much of that no lane has.
+    how much of that no lane has, and whether it sees the working directory that you had when it was invited.
     """
 
     host: str
@@ -60,6 +60,7 @@ class WorkerInfo:
     ends: float | None
     resources: dict[str, float]
     free: dict[str, float]
+    sees_cwd: bool = True
 
     @property
     def used(self) -> dict[str, float]:

@@ -232,16 +232,38 @@ def test_a_file_that_is_gone_is_a_sentence(join: Join, tmp_path: Path) -> None:
     assert told == f"{tmp_path / 'gone.json'} is not there: {why}\n"
 
 
+@pytest.mark.parametrize("by", ["preload", "require"])
 def test_an_agent_without_a_module_that_tasks_need_is_refused_in_one_sentence_on_both_sides(
-    join: Join, new_executor: Callable[..., HPCExecutor], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    join: Join, new_executor: Callable[..., HPCExecutor], tmp_path: Path, caplog: pytest.LogCaptureFixture, by: str
 ) -> None:
-    executor = new_executor(1, agents=0, preload=["json", "no_such_module.inner"])
+    executor = new_executor(1, agents=0, **{by: ["json", "no_such_module.inner"]})
     agent = join(executor.invite(host="127.0.0.1"))
     _, told = agent.communicate(timeout=PATIENCE)
     assert agent.returncode == 1
-    why = "it has no module no_such_module.inner, which preload names: install it there"
+    why = "it has no module no_such_module.inner, which preload or require names: install it there"
     assert told.splitlines()[-1] == f"this agent leaves: {why}"
     assert why in caplog.text
+
+
+def test_whether_an_agent_sees_the_directory_where_the_client_works_is_told(
+    join: Join, new_executor: Callable[..., HPCExecutor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    executor = new_executor(1, agents=0)
+    invitation = executor.invite(2, host="127.0.0.1")
+    join(invitation)
+    wait_until(lambda: len(executor.workers()) == 1)
+    assert executor.workers()[0].sees_cwd
+    assert "does not see" not in caplog.text
+    work.rename(tmp_path / "elsewhere")  # as if it were another host
+    work.mkdir()
+    join(invitation)
+    wait_until(lambda: len(executor.workers()) == 2)
+    assert [worker.sees_cwd for worker in executor.workers()] == [True, False]
+    assert "does not see the directory in which you are" in caplog.text
 
 
 def test_an_invitation_for_more_agents_than_descriptors_is_refused_with_the_number(

@@ -152,6 +152,7 @@ class Agent:
             remaining=self._offer.remaining,
             cloudpickle=processes.version_of("cloudpickle") if invited else "",
             shares=self._received is None, missing=[each for each in self._connection.imports if not _is_here(each)],
+            sees_cwd=_sees(self._connection.cwd, self._connection.cwd_inode),
         )  # fmt: skip
 
     def _watch_client(self) -> None:
@@ -540,6 +541,14 @@ class Agent:
     def _owns(self, pid: int) -> bool:
         ours = pid in self.programs or self.templates.owns(pid) or self._environments.owns(pid)
         return ours or any(lane.owns(pid) for lane in self._lanes.values())
+
+
+def _sees(directory: str, inode: int) -> bool:
+    """Whether it is here what the client has there. On a file system that both share it has the same inode."""
+    try:
+        return not directory or os.stat(directory).st_ino == inode
+    except OSError:
+        return False
 
 
 def _is_here(module: str) -> bool:

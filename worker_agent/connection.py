@@ -18,7 +18,8 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
 
     An agent that was invited has no client that it could watch (``client_pid`` 0): it dials the ``endpoints`` one after
     the other, with the keys of its launch, and finds out itself what it has if there are no ``pools``. ``imports`` are
-    modules that its tasks will need.
+    modules that its tasks will need. ``cwd``, which has that inode, is where the client works: it tells whether it sees
+    that directory.
     """
 
     protocol: int
@@ -32,6 +33,8 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
     pools: list[Pool] = []
     path: list[str] = []
     imports: list[str] = []
+    cwd: str = ""
+    cwd_inode: int = 0
     server_key: str = ""
     public_key: str = ""
     secret_key: str = ""

@@ -365,7 +365,7 @@ class Hello(msgspec.Struct, array_like=True, frozen=True, tag="hello", kw_only=T
 
     ``process`` tells apart all processes of agents, ``name`` all their registrations: both are random and never given
     twice. ``shares`` says that it sees the files of the session, ``missing`` which of the imports that the connection
-    names it has not.
+    names it has not, ``sees_cwd`` that it sees the client's working directory.
 
     ``pools`` is what it has. ``group`` names workers on which one task may run together, ``remaining`` is the seconds
     until it has to leave, None: nobody knows.
@@ -383,6 +383,7 @@ class Hello(msgspec.Struct, array_like=True, frozen=True, tag="hello", kw_only=T
     cloudpickle: str = ""
     shares: bool = True
     missing: list[str] = []
+    sees_cwd: bool = True
 
 
 class Unprepared(msgspec.Struct, array_like=True, tag="unprepared"):
