@@ -378,7 +378,7 @@ class HPCExecutor(_Tasks):
         if options.variants is not ONE_CPU_EACH:
             self._check_possible(options.variants, options.name or _name(fn))
         future = TaskFuture(next(self._task_numbers), options.name or _name(fn), time.time())
-        environment = self._surroundings.order(options, "exec" if program is not None else self._start_method)
+        environment = self._surroundings.order(options, self._start_of(options, program))
         hub.environments[environment.environment] = environment
         request = Request(future, options, view._settings, environment, chunk=chunk)
         try:
@@ -407,6 +407,12 @@ class HPCExecutor(_Tasks):
         )  # fmt: skip
         self._hand_over(hub, task)
         return future
+
+    def _start_of(self, options: TaskOptions, program: Program | None) -> str:
+        """How the process of such a task comes to be."""
+        if program is not None:
+            return "exec"
+        return "ranks" if options.variants[0].ranks else self._start_method
 
     def _check_possible(self, variants: Variants, name: str) -> None:
         """Refuse what no agent can ever run; who has invited others is only warned. Looks at each once."""
@@ -544,6 +550,7 @@ def _settings(options: TaskOptions, grace: float) -> protocol.Settings | None:
         files=make_files(
             options.task_dir, options.inputs, options.outputs, options.cwd, options.stdout, options.stderr
         ),
+        launcher=list(options.launcher),
     )  # fmt: skip
     return None if made == protocol.DEFAULT_SETTINGS else made
 

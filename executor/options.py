@@ -27,6 +27,7 @@ from executor.python_env import PythonEnv
 from executor.quantities import parse_duration, parse_size
 from executor.refusals import did_you_mean, read_named, shown
 from executor.resources import RESOURCE_OPTIONS, change_variants
+from worker_agent.launchers import BRACED, KNOWN, PLACEHOLDERS
 from worker_agent.protocol import StreamTo
 
 __all__ = [
@@ -100,6 +101,8 @@ class TaskOptions:
     outputs: Places = ()
     #: the Python that runs it, and its prologue; None: the executor's
     python_env: PythonEnv | None = None
+    #: what starts its ranks: a name or a path, or words with placeholders; none: the agent picks one
+    launcher: tuple[str, ...] = ()
 
 
 def make_options(base: TaskOptions, /, **changes: object) -> TaskOptions:
@@ -117,13 +120,16 @@ def make_options(base: TaskOptions, /, **changes: object) -> TaskOptions:
     :param retries: int, 0 or more, or a mapping of such to classes of failures, see :mod:`executor.attempts`.
     :param crash_limit: int, 0 or more, or "never-restart" (0), or "unlimited".
     :param output_limit: bytes or text, see :func:`parse_size`.
-    :param cpus, gpus, memory, resources, time_request, nodes: see :mod:`executor.resources`. They are merged by
+    :param cpus, gpus, memory, resources, time_request, nodes, ranks: see :mod:`executor.resources`. They are merged by
         name over what ``base`` needs, in each of its variants; ``Resources`` replace all.
     :param priority: int.
     :param pin: "taskset", "omp" or None.
     :param enforce_memory: bool.
     :param memory_on_oom: a factor, more than 1, or None.
     :param python_env: a :class:`~executor.python_env.PythonEnv`, or None.
+    :param launcher: what starts the ``ranks``: "srun", "mpirun", "mpiexec" or "flux", or the path of one of these; or a
+        list of words, the program first, in which ``{ranks}``, ``{nodes}``, ``{ranks_per_node}``, ``{hosts}`` and
+        ``{hostfile}`` are replaced; or None.
     :param after: futures, or a mapping of conditions to futures, see :mod:`executor.dependencies`.
     :param task_dir: bool.
     :param inputs, outputs: mappings of names in the directory of a program to paths (str or PathLike, relative
@@ -204,8 +210,11 @@ _SYNONYMS = {
     "max_retries": "retries",
     "mem": "memory",
     "min_time": "time_request",
+    "mpi": "ranks",
     "n_nodes": "nodes",
     "ncpus": "cpus",
+    "np": "ranks",
+    "ntasks": "ranks",
     "threads": "cpus",
     "timeout": "time_limit",
     "variants": "resources",
@@ -321,6 +330,32 @@ def _read_python_env(value: object) -> PythonEnv | None:
     raise TypeError("expected PythonEnv(python=..., prologue=...), or None for that of the executor")
 
 
+_LAUNCHER_HELP = f"expected {', '.join(map(repr, KNOWN))}, or the path of one, a list of words, or None"
+
+
+def _read_launcher(value: object) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    words = [value] if isinstance(value, str) else value
+    if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
+        raise TypeError(_LAUNCHER_HELP)
+    if not words or not words[0] or any("\0" in word or not is_text(word) for word in words):
+        raise ValueError(f"{_LAUNCHER_HELP}; the words are not empty, are UTF-8 and have no NUL character")
+    if len(words) == 1 and os.path.basename(words[0]) not in KNOWN:
+        example = [words[0], "-n", "{ranks}", "--hostfile", "{hostfile}"]
+        raise ValueError(f"{_LAUNCHER_HELP}. Of others, say how they are used: launcher={example}")
+    _check_placeholders(words)
+    return tuple(words)
+
+
+def _check_placeholders(words: Iterable[str]) -> None:
+    for name in (match[1] for word in words for match in BRACED.finditer(word)):
+        if name not in PLACEHOLDERS:
+            hint = did_you_mean(name, PLACEHOLDERS) or "."
+            known = ", ".join(f"{{{each}}}" for each in PLACEHOLDERS)
+            raise ValueError(f"there is no {{{name}}}{hint} There are: {known}")
+
+
 def _read_stream(value: object) -> StreamTo | None:
     if value is None or isinstance(value, StreamTo):  # of a job: it knows the task's numbers, too
         return value
@@ -380,6 +415,7 @@ _READERS: dict[str, Callable[[object], object]] = {
     "task_dir": _read_bool,
     "inputs": lambda value: read_places(value, _read_path),
     "outputs": lambda value: read_places(value, _read_path),
+    "launcher": _read_launcher,
 }
 assert {*_READERS, "variants"} == {field.name for field in fields(TaskOptions)}, "each option has one reader"
 #: The names of all options.

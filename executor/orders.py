@@ -17,7 +17,8 @@ from executor.core.model import Task, WorkerId
 from executor.placing import Placing
 from executor.resources import request_texts
 from executor.transfers import Transfers, has_files
-from worker_agent import protocol
+from executor.worker import Worker
+from worker_agent import processes, protocol
 
 
 class Orders:
@@ -30,6 +31,8 @@ class Orders:
         self._environments = environments
         #: tasks whose payloads are sent in pieces, and where to
         self._transfers: dict[int, Transfers] = {}
+        #: of tasks with ranks on several nodes: what marks these, and the other agents there
+        self._spread: dict[int, tuple[list[str], list[WorkerId]]] = {}
         #: tasks that were cancelled before they could be sent
         self.withdrawn: list[int] = []
         #: what agents would say of tasks that they were never told of
@@ -57,6 +60,8 @@ class Orders:
         if function is not None and function.id not in worker.functions:
             worker.functions.add(function.id)
             worker.send(protocol.Define(function.id, function.body))
+        if effect.lane.needs.ranks and effect.lane.others:
+            self._spread[task.id] = (_marks(task, worker), [each.id for each in effect.lane.others])
         run = protocol.Run(effect.lane.id, task.id, task.attempt, request.order_body(), request.settings)
         if worker.transfers is not None and (request.payloads() or has_files(run)):
             self._transfers[task.id] = worker.transfers
@@ -73,7 +78,7 @@ class Orders:
         variant = lane.variant if len(lane.of.variants) > 1 else None
         nodes = [lane.worker, *lane.others] if lane.needs.nodes else []
         hosts = [self._agents[each.id].host for each in nodes]
-        worker.send(protocol.Open(lane.id, environment, request_texts(lane.needs), variant, hosts))
+        worker.send(protocol.Open(lane.id, environment, request_texts(lane.needs), variant, hosts, lane.needs.ranks))
 
     def _on_give(self, effect: effects.GivePlaces) -> None:
         self._agents[effect.worker].send(protocol.Give(effect.lane.id, effect.places))
@@ -105,8 +110,13 @@ class Orders:
         self.unsaid.append((worker, report))
         return True
 
-    def end_transfer(self, task: Task) -> None:
-        """The agent needs the task's payloads no longer."""
+    def end_attempt(self, task: Task) -> None:
+        """The agent needs the task's payloads no longer, and nothing of it is to run on its other nodes."""
+        if self._spread and (spread := self._spread.pop(task.id, None)) is not None:
+            marks, others = spread
+            for worker in self._agents:
+                if worker.id in others:
+                    worker.send(protocol.Sweep(marks))
         if self._transfers and (transfers := self._transfers.pop(task.id, None)) is not None:
             transfers.done(task.id)
 
@@ -117,3 +127,9 @@ class Orders:
             if known:
                 worker.functions.difference_update(known)
                 worker.send(protocol.Forget(known))
+
+
+def _marks(task: Task, worker: Worker) -> list[str]:
+    """By which variables its processes are known on every host."""
+    launch = worker.member.hello.launch if worker.member is not None else ""
+    return [f"HPC_TASK_ID={task.id}", f"HPC_ATTEMPT={task.attempt}", f"{processes.AGENT}={launch}"]

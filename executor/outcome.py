@@ -192,8 +192,8 @@ def _completed(
 
 def _unsuccessful(request: Request, outcome: protocol.Finished) -> BaseException:
     future = request.future
-    if outcome.end == protocol.NOT_STARTED and request.program is not None:
-        return _not_started(request, request.program, outcome)
+    if outcome.end == protocol.NOT_STARTED:  # of a call on several ranks, too: each of them is a Python
+        return _not_started(request, (request.program or Program(request.environment.python)).argv[0], outcome)
     if outcome.end == protocol.NO_OUTPUT:
         return _no_output(future, outcome.body)
     discard(outcome)  # of a task that returned when it was told to end
@@ -235,17 +235,17 @@ def _died(future: TaskFuture, outcome: protocol.Finished) -> TaskDied:
     )  # fmt: skip
 
 
-def _not_started(request: Request, program: Program, outcome: protocol.Finished) -> ProgramNotStarted:
+def _not_started(request: Request, argv0: str, outcome: protocol.Finished) -> ProgramNotStarted:
     number = outcome.returncode or 0
     if outcome.body:
-        text = f"{describe(request.future)}: cannot start {program.argv[0]!r}: {outcome.body.decode(errors='replace')}"
-        return ProgramNotStarted(number, text, program.argv[0])
+        text = f"{describe(request.future)}: cannot start {argv0!r}: {outcome.body.decode(errors='replace')}"
+        return ProgramNotStarted(number, text, argv0)
     changes = dict(request.options.env)
     env = {name: text for name, text in request.environment.env.items() if name not in changes}
     env.update({name: text for name, text in changes.items() if text is not None})
     cwd = request.options.cwd or request.environment.cwd
-    sentence = explain_not_started(program.argv[0], number, cwd, env.get("PATH"))
-    return ProgramNotStarted(number, f"{describe(request.future)}: {sentence}", program.argv[0])
+    sentence = explain_not_started(argv0, number, cwd, env.get("PATH"))
+    return ProgramNotStarted(number, f"{describe(request.future)}: {sentence}", argv0)
 
 
 def _no_output(future: TaskFuture, body: bytes) -> OutputMissing:

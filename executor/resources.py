@@ -37,13 +37,11 @@ Amount: TypeAlias = int | float | str | Decimal | Fraction
 #: The resources that have options of their own.
 _NAMED: Final = ("cpus", "gpus", "memory")
 #: The options that are about resources.
-RESOURCE_OPTIONS: Final = (*_NAMED, "resources", "time_request", "nodes")
+RESOURCE_OPTIONS: Final = (*_NAMED, "resources", "time_request", "nodes", "ranks")
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9/]*", re.ASCII)
 _MAPPING_HELP = "expected a mapping of names to amounts, such as {'fpga': 1}"
 _RESOURCES_HELP = f"{_MAPPING_HELP}, or Resources, or a list of Resources"
-#: What whole agents need besides themselves, where all others need one CPU if nothing is said.
-_NOTHING = Needs()
 #: In units, it still is a number of 64 bits.
 _LARGEST = 10**14
 _TOO_MUCH = f"expected {_LARGEST} or less (memory: in MiB)"
@@ -55,10 +53,11 @@ class Resources:
     """What a task needs of its agent, all at once; a value. Several of them are variants: any one will do.
 
     :param cpus, gpus: amounts: numbers with four decimal places at most, or text such as "2 scatter" or "all". 0: none
-        is needed. None: nothing is said, which means 1 CPU and no GPU.
+        is needed. None: nothing is said, which means 1 CPU, or one for each rank, and no GPU.
     :param memory: a size, in bytes or as text such as "8GiB", or "all"; None: nothing is said.
     :param time_request: a duration, in seconds or as text such as "1h": the time that the agent has to live at least.
     :param nodes: so many whole agents; nothing but ``time_request`` may be given beside it. 0: any part of one.
+    :param ranks: so many processes in all, which a launcher starts, evenly on the nodes; 0: one, without a launcher.
     :param resources: amounts of any resources, by name.
     :raises OptionTypeError, OptionValueError: for what makes no sense.
     """
@@ -73,11 +72,12 @@ class Resources:
         memory: int | str | None = None,
         time_request: float | str | timedelta | None = None,
         nodes: int = 0,
+        ranks: int = 0,
         resources: Mapping[str, Amount | None] | None = None,
     ) -> None:
         request = _read_request({
             "cpus": cpus, "gpus": gpus, "memory": memory, "resources": resources, "time_request": time_request,
-            "nodes": nodes,
+            "nodes": nodes, "ranks": ranks,
         })  # fmt: skip
         object.__setattr__(self, "_needs", _laid_over(ONE_CPU, request))
 
@@ -207,12 +207,14 @@ class _Request:
     needs: Mapping[str, Need | None]
     seconds: float | None = None
     nodes: int | None = None
+    ranks: int | None = None
 
 
 def _read_request(asked: Mapping[str, object]) -> _Request:
     named = {name: _read_need(name, name, asked[name]) for name in _NAMED if name in asked}
     seconds = _read(asked, "time_request", _read_time_request)
-    return _Request({**named, **_read_mapping(asked)}, seconds, _read(asked, "nodes", _read_nodes))
+    nodes, ranks = _read(asked, "nodes", _read_nodes), _read(asked, "ranks", _read_ranks)
+    return _Request({**named, **_read_mapping(asked)}, seconds, nodes, ranks)
 
 
 def _read(asked: Mapping[str, object], option: str, reader: Callable[[object], Read]) -> Read | None:
@@ -225,6 +227,10 @@ def _read_time_request(value: object) -> float:
 
 def _read_nodes(value: object) -> int:
     return 0 if value is None else read_count(value, "expected a number of whole agents, 0 or more, such as 2")
+
+
+def _read_ranks(value: object) -> int:
+    return 0 if value is None else read_count(value, "expected a number of processes, 0 or more, such as 4")
 
 
 def _read_mapping(asked: Mapping[str, object]) -> dict[str, Need | None]:
@@ -265,17 +271,27 @@ def _laid_over(base: Needs, request: _Request) -> Needs:
     """``base``, with what the request says by name."""
     seconds = base.seconds if request.seconds is None else request.seconds
     nodes = base.nodes if request.nodes is None else request.nodes
-    default = _NOTHING if nodes else ONE_CPU
-    needs = {need.name: need for need in (default if base.nodes or base.needs == ONE_CPU.needs else base).needs}
+    ranks = base.ranks if request.ranks is None else request.ranks
+    unsaid, default = _default_cpus(base.nodes, base.ranks), _default_cpus(nodes, ranks)
+    needs = {need.name: need for need in base.needs}
+    if needs.get("cpus") == unsaid or base.nodes:
+        needs["cpus"] = default
     needs.update((name, need or _default_of(name, default)) for name, need in request.needs.items())
     left = tuple(needs[name] for name in sorted(needs) if needs[name].amount != 0)
     if nodes and left:
         raise _not_beside_nodes(left, nodes)
-    return Needs(left, seconds, nodes)
+    if nodes and ranks % nodes:
+        raise OptionValueError(f"option ranks={ranks}: expected a multiple of nodes={nodes}: each has equally many")
+    return Needs(left, seconds, nodes, ranks)
 
 
-def _default_of(name: str, default: Needs) -> Need:
-    return next((need for need in default.needs if need.name == name), Need(name, 0))
+def _default_cpus(nodes: int, ranks: int) -> Need:
+    """So many CPUs a task needs of which that was not said: none beside whole agents, else one for each process."""
+    return Need("cpus", 0 if nodes else max(1, ranks) * UNIT)
+
+
+def _default_of(name: str, cpus: Need) -> Need:
+    return cpus if name == "cpus" else Need(name, 0)
 
 
 def _not_beside_nodes(needs: Sequence[Need], nodes: int) -> OptionValueError:
@@ -295,7 +311,10 @@ def _read_variants(value: object) -> tuple[Needs, ...]:
             raise TypeError(f"{_RESOURCES_HELP}; {shown(each)} is of type {type(each).__name__}")
     if not variants:
         raise ValueError(f"{_RESOURCES_HELP}; at least one variant is needed, and None is the default")
-    return tuple(each.to_needs() for each in variants)
+    needs = tuple(each.to_needs() for each in variants)
+    if len({each.ranks > 0 for each in needs}) > 1:
+        raise ValueError("expected ranks in all variants, or in none: a function on ranks gives a list of results")
+    return needs
 
 
 def _refuse_beside(variants: object, others: list[str]) -> None:
@@ -322,6 +341,8 @@ def _render_arguments(needs: Needs) -> Iterator[str]:
         yield f"time_request={needs.seconds!r}"
     if needs.nodes:
         yield f"nodes={needs.nodes!r}"
+    if needs.ranks:
+        yield f"ranks={needs.ranks!r}"
     if values:
         yield f"resources={values!r}"
 

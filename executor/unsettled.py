@@ -124,7 +124,7 @@ class Unsettled:
         self._release(task)
 
     def _on_requeue(self, effect: effects.Requeue) -> None:
-        self._orders.end_transfer(effect.task)
+        self._orders.end_attempt(effect.task)
         effect.task.body.future.unclaim(effect.cause)
 
     def _on_discard(self, effect: effects.Discard) -> None:
@@ -141,7 +141,7 @@ class Unsettled:
 
     def _release(self, task: Task) -> None:
         """The task needs its arguments and its function no longer."""
-        self._orders.end_transfer(task)
+        self._orders.end_attempt(task)
         self._tasks.pop(task.id, None)
         request: Request = task.body
         self._release_function(request)

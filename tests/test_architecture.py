@@ -35,8 +35,9 @@ IMPURE = {
 #: Loaded by each fresh interpreter, where nothing of ours need be installed.
 IN_INTERPRETERS = {
     "worker_agent", "worker_agent.bodies", "worker_agent.channel", "worker_agent.descriptors",
-    "worker_agent.inputs", "worker_agent.interpreter", "worker_agent.pinning", "worker_agent.processes",
-    "worker_agent.runner", "worker_agent.store", "worker_agent.template",
+    "worker_agent.inputs", "worker_agent.interpreter", "worker_agent.launch", "worker_agent.launchers",
+    "worker_agent.pinning", "worker_agent.processes", "worker_agent.rank", "worker_agent.runner", "worker_agent.store",
+    "worker_agent.template",
 }  # fmt: skip
 PICKLERS = {"cloudpickle", "dill", "marshal", "pickle", "shelve"}
 
@@ -92,7 +93,8 @@ def test_the_agent_imports_nothing_of_the_executor(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(IN_INTERPRETERS))
 def test_what_a_fresh_interpreter_loads_needs_the_standard_library_and_cloudpickle_only(name: str) -> None:
-    assert foreign(name) <= STANDARD | {"cloudpickle"}
+    # the ranks of a call are where MPI is
+    assert foreign(name) <= STANDARD | {"cloudpickle"} | ({"mpi4py"} if name == "worker_agent.rank" else set())
     beyond = ours(name) - IN_INTERPRETERS
     # the script that all start with becomes an agent too, which lives where the distribution is installed
     assert beyond <= ({"worker_agent.__main__"} if name == "worker_agent.interpreter" else set())
@@ -207,10 +209,8 @@ def test_a_module_with_few_users_keeps_them_few(name: str, importers: set[str]) 
 def test_the_client_uses_of_the_agent_what_both_sides_share() -> None:
     names = (
         "amounts", "bodies", "cgroups", "codec", "connection", "declared", "detection", "dialing",
-        "directories",
-        "inputs", "link", "output", "pieces", "pools", "processes", "protocol", "records", "runner", "store",
-        "task_files",
-        "trees",
+        "directories", "inputs", "launchers", "link", "output", "pieces", "pools", "processes", "protocol", "records",
+        "runner", "store", "task_files", "trees",
     )  # fmt: skip
     shared = {f"worker_agent.{name}" for name in names}
     used = {each for name in modules("executor") for each in ours(name) if each.startswith("worker_agent")}
@@ -219,6 +219,7 @@ def test_the_client_uses_of_the_agent_what_both_sides_share() -> None:
 
 def test_the_distributions_that_are_imported_are_those_that_are_declared() -> None:
     used = {each for name in SOURCES for each in foreign(name)} - STANDARD
+    used -= {"mpi4py"}  # the ranks of a call have that of their users
     assert used <= {"cloudpickle", "msgspec", "psutil", "rich", "typer", "zmq"}
 
 
@@ -248,14 +249,16 @@ def test_on_the_side_of_the_user_few_modules_pickle() -> None:
 
 def test_on_the_side_of_the_agent_only_what_runs_in_interpreters_pickles() -> None:
     importers = {name for name in modules("worker_agent") if "pickle" in foreign(name)}
-    assert importers == {"worker_agent.bodies", "worker_agent.runner"}
+    assert importers == {"worker_agent.bodies", "worker_agent.rank", "worker_agent.runner"}
     # to know where it lies, for interpreters that have none
     assert names_used("worker_agent.environments", "cloudpickle") == {"make_setup: __file__"}
 
 
 def test_what_user_code_sends_is_never_unmarshalled_by_the_agent() -> None:
     importers = {name for name in modules("worker_agent") if "marshal" in foreign(name)}
-    assert importers == {"worker_agent.channel", "worker_agent.runner"}
+    assert importers == {"worker_agent.channel", "worker_agent.rank", "worker_agent.runner"}
+    used = names_used("worker_agent.rank", "marshal")
+    assert {each for each in used if each.endswith("loads")} == {"_Reader: loads"}
     assert {each for each in names_used("worker_agent.channel", "marshal") if each.endswith("loads")} == {
         "unpack_lane: loads",
         "unpack_place: loads",

@@ -50,7 +50,7 @@ def test_defaults_are_those_of_the_documentation():
     assert make_options(DEFAULT) == DEFAULT
     assert [getattr(DEFAULT, field.name) for field in fields(DEFAULT)] == [
         None, (), None, FORWARD, FORWARD, None, None, Retries(0, 0, 0, 0), 5, 4194304, (ONE_CPU,), 0, None, True, None,
-        (), False, (), (),
+        (), False, (), (), None, (),
     ]  # fmt: skip
 
 

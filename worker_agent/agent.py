@@ -37,7 +37,7 @@ from worker_agent.programs import Programs
 from worker_agent.recorder import Recorder
 from worker_agent.scratch import Scratch
 from worker_agent.session import NOTHING, AgentSession, Incoming
-from worker_agent.strays import Strays
+from worker_agent.strays import Strays, end_ranks
 from worker_agent.stream_files import StreamFiles
 from worker_agent.supervisor import scratch_place
 from worker_agent.templates import Templates
@@ -121,6 +121,7 @@ class Agent:
             protocol.Piece: self._on_piece,
             protocol.Drop: self._on_drop,
             protocol.Look: self._looking.look,
+            protocol.Sweep: self._on_sweep,
         }
 
     # --- life ---------------------------------------------------------------------------------------------------------
@@ -425,6 +426,9 @@ class Agent:
         if self._received is not None:
             for path in order.paths:
                 self._received.remove(path)
+
+    def _on_sweep(self, order: protocol.Sweep) -> None:
+        end_ranks(order.marks)
 
     def _on_stop(self, order: protocol.Stop) -> None:
         self._stopping = True

@@ -43,8 +43,8 @@ class Attempt:
     """An order to run, and its story."""
 
     __slots__ = (
-        "_announced", "_reporter", "deadline", "end", "ended", "grace", "order", "outputs", "pending_kill", "pid",
-        "place", "recorder", "scratch", "settings", "started", "state",
+        "_announced", "_reporter", "call_file", "deadline", "end", "ended", "grace", "order", "outputs", "pending_kill",
+        "pid", "place", "recorder", "scratch", "settings", "started", "state",
     )  # fmt: skip
 
     def __init__(self, order: protocol.Run, reporter: Reporter) -> None:
@@ -56,6 +56,8 @@ class Attempt:
             self.settings = task_files.fill_instance(self.settings, order.attempt)
         #: its private directory; "": it has none
         self.scratch = ""
+        #: of a call on several ranks, the file that they read; "": it is none
+        self.call_file = ""
         self.state = State.QUEUED
         #: where it runs, unless that is its interpreter's place
         self.place: Place | None = None

@@ -39,7 +39,7 @@ _CONSTANTS = {None: PLAIN + b"null", True: PLAIN + b"true", False: PLAIN + b"fal
 #: What any reader of JSON takes for an int.
 _INTS = range(-(2**63), 2**64)
 #: Files whose frames do not belong into the traceback of a task.
-_OURS = frozenset({__file__, os.path.join(os.path.dirname(__file__), "runner.py")})
+_OURS = frozenset({__file__, *(os.path.join(os.path.dirname(__file__), each) for each in ("runner.py", "rank.py"))})
 
 
 def load(payload: Any, buffers: list[tuple[str, int]]) -> Any:
@@ -73,9 +73,13 @@ def dump_value(value: Any, stores: list[str]) -> tuple[bool, bytes]:
     try:
         return True, _dump(value, stores)
     except BaseException as error:
-        text = f"{type(value).__module__}.{type(value).__qualname__}"
-        reason = f"{type(error).__name__}: {safe_str(error)}"
-        return False, _dump(("unpicklable", text, reason, format_error(error)), stores)
+        return False, _dump(describe_unpicklable(value, error), stores)
+
+
+def describe_unpicklable(value: Any, error: BaseException) -> tuple[str, ...]:
+    """What is sent for a result that cannot be pickled: ``("unpicklable", type, reason, traceback)``."""
+    text = f"{type(value).__module__}.{type(value).__qualname__}"
+    return "unpicklable", text, f"{type(error).__name__}: {safe_str(error)}", format_error(error)
 
 
 def _plain(value: Any) -> bytes | None:
@@ -158,11 +162,15 @@ def _names_end(body: bytes) -> int:
 
 def dump_error(error: BaseException, stores: list[str]) -> bytes:
     """The body for an exception. It never raises."""
-    description = describe_error(error)
+    return dump_description(describe_error(error), stores)
+
+
+def dump_description(description: tuple[Any, ...], stores: list[str]) -> bytes:
+    """The body for what :func:`describe_error` or :func:`describe_unpicklable` gave. It never raises."""
     try:
         return _dump(description, stores)
     except BaseException as trouble:
-        return b"\0" + pickle.dumps(("remote", type(error).__name__, f"(not sent: {trouble!r})", ""), 5)
+        return b"\0" + pickle.dumps(("remote", str(description[-3]), f"(not sent: {trouble!r})", ""), 5)
 
 
 def describe_error(error: BaseException) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""The script that everything of ours starts with: ``python -P interpreter.py template|spawned|agent [PYTHON FLAGS]``.
+"""The script that everything of ours starts with: ``python -P interpreter.py ROLE ...``.
 
 It makes this package importable from where it lies, so that an interpreter's own environment needs nothing of ours and
 gets nothing else of the agent's, and it leaves ``__main__`` empty for the user's code.
@@ -43,7 +43,7 @@ def hold_fork_hooks() -> "Callable[[], list[dict[str, object]]]":
 
 
 def main(role: str, directory: str) -> None:
-    """Become a template, an interpreter that runs tasks at once, or an agent."""
+    """Become a template, an interpreter that runs tasks at once, an agent, a launcher of ranks, or a rank of a call."""
     release = hold_fork_hooks() if role == "template" else None
     load_package(directory)
     if role == "agent":
@@ -54,12 +54,21 @@ def main(role: str, directory: str) -> None:
         from worker_agent import __main__ as agent
 
         agent.main(sys.argv[2:])
+    if role == "launch":
+        from worker_agent import launch
+
+        launch.main(sys.argv[2:])
+    arguments = sys.argv[2:]
     sys.modules["__main__"] = type(sys)("__main__")
     sys.argv[:] = [""]
     if release is not None:
         from worker_agent import template
 
         template.main(release)
+    elif role == "rank":
+        from worker_agent import rank
+
+        rank.main(arguments[0])
     else:
         from worker_agent import runner
 

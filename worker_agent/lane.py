@@ -5,23 +5,25 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import socket
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
-from worker_agent import bodies, channel, processes, protocol, runner, store, task_files
+from worker_agent import bodies, channel, processes, protocol, rank, runner, spawning, store, task_files
 from worker_agent.amounts import MIB
 from worker_agent.attempt import Attempt, State
 from worker_agent.interpreters import Interpreters, end_by_force
+from worker_agent.launchers import Ranks
 from worker_agent.loop import Loop
 from worker_agent.places import Ledger, Places
 from worker_agent.pools import UNIT, Place
 from worker_agent.programs import NotExecutable, Programs, Surroundings, task_marks
 from worker_agent.scratch import Scratch
-from worker_agent.strays import TASKS_PATIENCE, Strays
-from worker_agent.task_variables import cpus_of, lane_variables, node_variables
+from worker_agent.strays import TASKS_PATIENCE, Strays, end_ranks
+from worker_agent.task_variables import cpus_of, lane_variables, node_variables, rank_variables
 from worker_agent.templates import Templates
 
 #: Seconds after SIGKILL in which a process has to end; then its task has ended for the hub, and its place is lost.
@@ -63,9 +65,7 @@ class Host(Protocol):
 class Lane:
     """Starts the tasks of its queue as long as there is room."""
 
-    def __init__(
-        self, host: Host, order: protocol.Open, environment: protocol.Prepare, setup: runner.Setup
-    ) -> None:
+    def __init__(self, host: Host, order: protocol.Open, environment: protocol.Prepare, setup: runner.Setup) -> None:
         self.number = number = order.lane
         self.environment = environment
         self.queue: deque[Attempt] = deque()
@@ -80,6 +80,8 @@ class Lane:
         self._host = host
         self._pool: Interpreters | None = None
         self._setup = setup
+        #: of each task, if it has some
+        self._ranks: Ranks | None = None
         #: with the names of its nodes
         self._files: list[str] = []
 
@@ -92,7 +94,7 @@ class Lane:
         if not self._encoded:
             self._prepare(places[0])
         self.places.add(places)
-        if self.environment.start != "exec" and self._pool is None:
+        if not self._executes and self._pool is None:
             self._open_pool()
         if self._pool is not None:
             self._pool.resize(self.places.width)
@@ -100,9 +102,12 @@ class Lane:
 
     def _prepare(self, place: Place) -> None:
         env = self.environment.env
-        added = lane_variables(self._order.request, self._order.variant, place.shares, env)
+        per_node = self._order.ranks // max(1, len(self._order.hosts))
+        added = lane_variables(self._order.request, self._order.variant, place.shares, env, per_node)
         if self._order.hosts:
             added |= self._name_nodes(self._order.hosts)
+        if self._order.ranks:
+            added |= self._spread(self._order.ranks, self._order.hosts or [socket.gethostname()])
         self._variables = added
         self._encoded = {os.fsencode(name): os.fsencode(text) for name, text in {**env, **added}.items()}
         self._memory = sum(share.amount for share in place.shares if share.name == "memory") * MIB // UNIT
@@ -117,6 +122,18 @@ class Lane:
             self._host.report(protocol.Warn(f"the nodes of a task cannot be written to a file: {error}"))
             return {}
         return node_variables(len(hosts), *self._files)
+
+    def _spread(self, number: int, hosts: list[str]) -> dict[str, str]:
+        """Where the ranks of a task are."""
+        self._ranks = ranks = Ranks(number, tuple(hosts))
+        names = "".join(f"{host}\n" * ranks.per_host for host in hosts)
+        try:
+            self._files.append(store.store(names.encode(), self._setup.stores)[0])
+        except OSError as error:
+            self._host.report(protocol.Warn(f"the hosts of a task's ranks cannot be written to a file: {error}"))
+            return {}
+        self._ranks = Ranks(number, tuple(hosts), self._files[-1])
+        return rank_variables(number)
 
     def take(self, count: int) -> None:
         """So many places are wanted back."""
@@ -134,13 +151,18 @@ class Lane:
             self.on_unprepared(text, b"", False)
 
     @property
+    def _executes(self) -> bool:
+        """Whether each task is a process that we start, and not one of the interpreters that wait for tasks."""
+        return self.environment.start in ("exec", "ranks")
+
+    @property
     def waits(self) -> bool:
         """Whether it has tasks that could start if there were room."""
         return bool(self.queue) or (self._pool is not None and self._pool.lacks_place)
 
     def start_ready(self) -> None:
         """Start what the queue holds, as far as there is room."""
-        if self.environment.start == "exec":
+        if self._executes:
             while self.queue and (place := self.places.take()) is not None:
                 if not self._start_program(self.queue.popleft(), place):
                     return
@@ -207,10 +229,12 @@ class Lane:
         variables, cpus = self.place_variables(place), cpus_of(place.shares)
         try:
             self._host.scratch.prepare(attempt)
-            where = Surroundings(self._encoded, self.environment.cwd, variables, cpus)
-            self._host.programs.start(attempt, where, time.time())
+            where = Surroundings(self._encoded, self.environment.cwd, variables, cpus, self._ranks)
+            self._host.programs.start(attempt, self._command(attempt), where, time.time())
         except OSError as error:
             self.places.release(place)
+            if attempt.call_file:
+                store.remove(attempt.call_file)
             if error.errno in (errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM) and self.places.busy:
                 self.queue.appendleft(attempt)  # the node is short of something: again when a task has ended
                 return False
@@ -221,6 +245,13 @@ class Lane:
             attempt.place = place
             self.on_started(attempt)
         return True
+
+    def _command(self, attempt: Attempt) -> protocol.Command:
+        """What to execute: the program, or, for a call on several ranks, what each of them is."""
+        if isinstance(attempt.order.body, protocol.Command):
+            return attempt.order.body
+        attempt.call_file = rank.write_call(self._task(attempt, {}, []), self._setup, self._order.ranks)
+        return protocol.Command([*self.environment.python, "-P", spawning.SCRIPT, "rank", attempt.call_file])
 
     # --- from the interpreters ----------------------------------------------------------------------------------------
 
@@ -245,6 +276,8 @@ class Lane:
 
     def on_free(self, attempt: Attempt) -> None:
         """The place of a task is free again."""
+        if self._ranks is not None:
+            end_ranks([*task_marks(attempt.order), f"{processes.AGENT}={self.environment.env[processes.AGENT]}"])
         self._leave_place(attempt)
         self._host.start_ready()
 

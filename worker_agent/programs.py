@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import stat
+import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -13,8 +14,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from worker_agent import protocol, task_files
+from worker_agent import launch, launchers, protocol, rank, spawning, task_files
 from worker_agent.attempt import Attempt, State
+from worker_agent.launchers import Ranks
 from worker_agent.loop import Loop
 from worker_agent.pinning import pin_variables, pinned
 from worker_agent.pipes import Pipe
@@ -32,12 +34,16 @@ class NotExecutable(OSError):
 
 
 class Surroundings(NamedTuple):
-    """What a program finds: variables as the system takes them, a directory, variables of its place, and its CPUs."""
+    """What a program finds: variables as the system takes them, a directory, variables of its place, and its CPUs.
+
+    With ``ranks``, a launcher starts it.
+    """
 
     variables: Mapping[bytes, bytes]
     cwd: str
     place: Mapping[str, str]
     cpus: list[int]
+    ranks: Ranks | None = None
 
 
 class Programs:
@@ -61,14 +67,18 @@ class Programs:
         """The attempts whose program runs."""
         return [attempt for attempt, _ in self._running.values()]
 
-    def start(self, attempt: Attempt, where: Surroundings, started_at: float) -> None:
+    def start(
+        self, attempt: Attempt, command: protocol.Command, where: Surroundings, started_at: float
+    ) -> None:
         """Start the program of ``attempt``. Raises OSError if that cannot be done; nothing is left open then."""
-        command = attempt.order.body
-        assert isinstance(command, protocol.Command)
         env = task_environment(where, attempt)
         own = _own_directory(attempt)
         enter_directory(own or where.cwd, create=own is not None)
-        executable, argv = _with_named_pipes(command, attempt.settings, find_executable(command.argv[0], env))
+        executable, argv = find_executable(command.argv[0], env), command.argv
+        if where.ranks is not None:
+            executable, argv = _launched(executable, argv, where.ranks, attempt.settings.launcher, env)
+            env = launchers.variables(env, os.environ, where.ranks)
+        executable, argv = _with_named_pipes(command, attempt.settings, executable, argv)
         with _Descriptors() as descriptors:
             pipes = _captured(attempt.settings, descriptors)
             actions = [self._stdin(command, descriptors), *self._outputs(attempt.settings, pipes, descriptors)]
@@ -84,6 +94,9 @@ class Programs:
         attempt, pipes = self._running.pop(pid)
         for pipe in pipes:
             pipe.finish()
+        if attempt.call_file:
+            self._end_call(attempt, returncode, usage)
+            return
         files = attempt.settings.files
         if files is not None and files.outputs and returncode == 0 and attempt.end is None:
             attempt.ended = time.time()
@@ -91,6 +104,15 @@ class Programs:
             return
         said = task_files.read_said(attempt.scratch) if attempt.scratch and returncode and not attempt.end else b""
         attempt.finish(protocol.COMPLETED, body=said, returncode=returncode, usage=usage)
+        self._on_end(attempt)
+
+    def _end_call(self, attempt: Attempt, returncode: int, usage: protocol.Usage) -> None:
+        """The ranks of a call have ended; if they were ended, what they have written does not count."""
+        outcome = rank.take_outcome(attempt.call_file)
+        if outcome is None:
+            attempt.finish(protocol.EXITED, returncode=returncode, usage=usage)
+        else:
+            attempt.finish(protocol.VALUE if outcome[0] else protocol.ERROR, body=outcome[1], usage=usage)
         self._on_end(attempt)
 
     def _on_collected(self, attempt: Attempt, usage: protocol.Usage, fate: Fate) -> None:
@@ -190,14 +212,37 @@ exec "$@"
 
 
 def _with_named_pipes(
-    command: protocol.Command, settings: protocol.Settings, executable: str
+    command: protocol.Command, settings: protocol.Settings, executable: str, argv: list[str]
 ) -> tuple[str, list[str]]:
     """What to execute: the program, or, if streams of it are named pipes, what opens these first."""
     paths = [command.stdin_path, settings.stdout, settings.stderr]
     pipes = [path if path and is_named_pipe(path) else "" for path in paths]
     if not any(pipes):
-        return executable, command.argv
-    return "/bin/sh", ["/bin/sh", "-c", _OPEN_PIPES, "sh", *pipes, executable, *command.argv[1:]]
+        return executable, argv
+    return "/bin/sh", ["/bin/sh", "-c", _OPEN_PIPES, "sh", *pipes, executable, *argv[1:]]
+
+
+def _launched(
+    executable: str, argv: list[str], ranks: Ranks, named: list[str], env: Mapping[bytes, bytes]
+) -> tuple[str, list[str]]:
+    """What to execute so that a launcher starts the program on its ranks."""
+    launcher = _find_launcher(named, env)
+    program = [executable, *argv[1:]]
+    words = launchers.words(named, launcher, ranks, os.environ)
+    if words is not None:
+        return launcher, [*words, *program]
+    return sys.executable, [sys.executable, "-I", spawning.SCRIPT, "launch", *launch.pack(launcher, ranks, program)]
+
+
+def _find_launcher(named: list[str], env: Mapping[bytes, bytes]) -> str:
+    names = launchers.candidates(named, os.environ)
+    for name in names:
+        try:
+            return find_executable(name, env)
+        except NotExecutable:
+            continue
+    path = os.fsdecode(env.get(b"PATH", os.fsencode(os.defpath)))
+    raise OSError(errno.ENOENT, launchers.describe_missing(names, path))
 
 
 def is_named_pipe(path: str) -> bool:

@@ -19,6 +19,7 @@ task names its attempt: a late answer is recognised by it.
     Piece          of a payload, to who does not see our files  Piece        likewise
     Drop           payloads that are no longer needed           Warn         a sentence for the log
     Look           which of these files do you see, too?        Seen         the answer
+    Sweep          end what a task elsewhere has left here
 
 Bytes that are large do not travel in messages: a :class:`Stored` names a file in the session's private directories. An
 agent that does not see these gets the file in pieces, and sends those of its own; so do inputs and outputs of programs,
@@ -146,7 +147,8 @@ class Settings(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     A destination is the path of a file, "" to discard, or None: then the hub gets what is printed, at most
     ``output_limit`` bytes of each, or, if ``stream`` says so, a stream file. ``grace`` is the time in seconds between a
     signal and SIGKILL. ``pin`` is "taskset" (the task may run on its CPUs only), "omp" (OpenMP is told them), or "".
-    ``enforce_memory``: a task that has more memory than its place is ended.
+    ``enforce_memory``: a task that has more memory than its place is ended. ``launcher`` starts its ranks, if it has
+    some: a name, or several words with placeholders; nothing: the agent picks one.
     """
 
     env: dict[str, str | None] = {}
@@ -160,6 +162,7 @@ class Settings(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     enforce_memory: bool = True
     stream: StreamTo | None = None
     files: Files | None = None
+    launcher: list[str] = []
 
 
 DEFAULT_SETTINGS: Final = Settings()
@@ -218,10 +221,10 @@ class Prepare(msgspec.Struct, array_like=True, frozen=True, tag="prepare", kw_on
 
     ``raw`` are the variables that are not UTF-8.
 
-    ``python`` is the interpreter with its flags. ``start`` is "fork" (from a template), "spawn" (exec for each), or
-    "exec": programs, no interpreter at all. ``max_tasks`` is how many tasks an interpreter
-    runs, 0 for any number. ``initializer`` is a pickled ``(function, args)``. ``authkey`` lets tasks use proxies of
-    multiprocessing's managers; ``argv`` is the submitter's ``sys.argv``,
+    ``python`` is the interpreter with its flags. ``start`` is "fork" (from a template), "spawn" (exec for each),
+    "exec": programs, no interpreter at all, or "ranks": calls on several ranks, which a launcher starts. ``max_tasks``
+    is how many tasks an interpreter runs, 0 for any number. ``initializer`` is a pickled ``(function, args)``.
+    ``authkey`` lets tasks use proxies of multiprocessing's managers; ``argv`` is the submitter's ``sys.argv``,
     ``version`` its Python, such as "3.12.1".
 
     ``prologue`` is shell text that ``shell`` runs first, once on each agent; the variables that it leaves are those of
@@ -273,7 +276,8 @@ class Open(msgspec.Struct, array_like=True, frozen=True, tag="open"):
     """A lane: tasks of one environment and of equal needs. It has no places yet.
 
     ``request`` are the needs as names and texts, for the tasks to see; ``variant`` which of several ways to run them
-    this is, None if there is only one. ``hosts`` are those of a task on several nodes, this agent's first.
+    this is, None if there is only one. ``hosts`` are those of a task on several nodes, this agent's first. ``ranks``:
+    each task is so many processes in all, evenly on the nodes; 0: one, without a launcher.
     """
 
     lane: int
@@ -281,6 +285,7 @@ class Open(msgspec.Struct, array_like=True, frozen=True, tag="open"):
     request: list[tuple[str, str]] = []
     variant: int | None = None
     hosts: list[str] = []
+    ranks: int = 0
 
 
 class Give(msgspec.Struct, array_like=True, frozen=True, tag="give"):
@@ -345,6 +350,15 @@ class Look(msgspec.Struct, array_like=True, frozen=True, tag="look"):
     identities: dict[str, str]
 
 
+class Sweep(msgspec.Struct, array_like=True, frozen=True, tag="sweep"):
+    """End all processes of this host that have these variables (NAME=VALUE): ranks of a task that has ended elsewhere.
+
+    Who has started them may have been killed, and could not end them.
+    """
+
+    marks: list[str]
+
+
 class Stop(msgspec.Struct, array_like=True, frozen=True, tag="stop"):
     """End all tasks that still run (with ``signal``, ``grace`` seconds, SIGKILL) and leave."""
 
@@ -354,7 +368,7 @@ class Stop(msgspec.Struct, array_like=True, frozen=True, tag="stop"):
 
 Order = (
     Welcome | Fence | Refuse | Prepare | Define | Forget | Open | Give | Take | Close | Run | Recall | Kill | Stop
-    | Piece | Drop | Look | Fragment
+    | Piece | Drop | Look | Sweep | Fragment
 )  # fmt: skip
 
 # --- reports: to the hub ----------------------------------------------------------------------------------------------

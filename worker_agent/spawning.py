@@ -22,7 +22,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-_SCRIPT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "interpreter.py")
+#: What everything of ours starts with.
+SCRIPT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "interpreter.py")
 
 
 class Queues:
@@ -143,7 +144,7 @@ def execute(
     high = {target: source if isinstance(source, str) else _high(source) for target, source in wanted.items()}
     try:
         return os.posix_spawn(
-            python[0], [*python, "-P", _SCRIPT, role], env,
+            python[0], [*python, "-P", SCRIPT, role], env,
             file_actions=_file_actions(high), setsid=True, setsigmask=[], setsigdef=_DEFAULT,
         )  # fmt: skip
     finally:

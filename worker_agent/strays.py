@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from worker_agent import processes
 from worker_agent.attempt import State
@@ -47,3 +47,14 @@ class Strays:
             if all(mark.encode() in variables for mark in task_marks(attempt.order)):
                 return attempt.state is not State.ENDED
         return False
+
+
+def end_ranks(marks: Sequence[str]) -> None:
+    """End all processes of this host that began with all of these variables, whoever their parents are.
+
+    The ranks of a task are children of a launcher's daemon, which goes on if the launcher is killed.
+    """
+    wanted = {os.fsencode(mark) for mark in marks}
+    found = [pid for pid in processes.marked(os.fsencode(marks[0])) if wanted <= set(processes.variables_of(pid))]
+    processes.kill_all(found)
+    processes.wait_for_ends(found, PATIENCE)

@@ -19,29 +19,38 @@ THREADS: Final = (
 
 
 def lane_variables(
-    request: Sequence[tuple[str, str]], variant: int | None, shares: Sequence[Share], env: Mapping[str, str]
+    request: Sequence[tuple[str, str]],
+    variant: int | None,
+    shares: Sequence[Share],
+    env: Mapping[str, str],
+    ranks: int = 0,
 ) -> dict[str, str]:
     """What is the same in all places of a lane: what was asked for, and how many threads that is.
 
     ``request`` has the resources' names and amounts as text, ``variant`` is which of several requests was met, ``env``
-    are the variables that the task has anyway: threads that it sets stay as they are.
+    are the variables that the task has anyway: threads that it sets stay as they are. So many ``ranks`` share the CPUs.
     """
     asked = {f"RESOURCE_REQUEST_{_plain(name)}": text for name, text in request}
     if variant is not None:
         asked["RESOURCE_VARIANT"] = str(variant)
-    return _under_both_names(asked) | _threads(shares, env)
+    return _under_both_names(asked) | _threads(shares, env, max(1, ranks))
 
 
-def _threads(shares: Iterable[Share], env: Mapping[str, str]) -> dict[str, str]:
+def _threads(shares: Iterable[Share], env: Mapping[str, str], ranks: int) -> dict[str, str]:
     cpus = _share_of("cpus", shares)
     if cpus is None or cpus.amount < UNIT or cpus.amount % UNIT:
         return {}
-    return {name: str(cpus.amount // UNIT) for name in THREADS if name not in env}
+    return {name: str(max(1, cpus.amount // UNIT // ranks)) for name in THREADS if name not in env}
 
 
 def node_variables(number: int, node_file: str, host_file: str) -> dict[str, str]:
     """On how many nodes the task may run, and the files that name them: without their domains, and as they are."""
     return _under_both_names({"NUM_NODES": str(number), "NODE_FILE": node_file, "HOST_FILE": host_file})
+
+
+def rank_variables(number: int) -> dict[str, str]:
+    """How many ranks the task has; which of them a process is, its MPI knows."""
+    return {"HPC_NUM_RANKS": str(number)}
 
 
 def place_variables(shares: Iterable[Share]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -78,6 +79,8 @@ def run(
     time_limit: Annotated[str | None, _program("TIME", "It is ended after: 90s, 10m, 01:30:00.")] = None,
     time_request: Annotated[str | None, _program("TIME", "Its agent has to live so long at least.")] = None,
     nodes: Annotated[int | None, _program("N", "So many whole agents.")] = None,
+    ranks: Annotated[int | None, _program("N", "So many processes, started by mpirun, srun or the like.")] = None,
+    launcher: Annotated[str | None, _program("WORDS", "What starts the ranks: srun, 'mpirun -n {ranks}'.")] = None,
     priority: Annotated[int | None, _program("N", "The larger, the earlier.")] = None,
     retries: Annotated[int | None, _program("N", "So many more tries if it fails.")] = None,
     crash_limit: Annotated[
@@ -113,7 +116,8 @@ def run(
     """
     said = {
         "name": name, "cpus": cpus, "gpus": gpus, "memory": memory, "resources": resource, "time_limit": time_limit,
-        "time_request": time_request, "nodes": nodes, "priority": priority, "retries": retries,
+        "time_request": time_request, "nodes": nodes, "ranks": ranks, "launcher": launcher, "priority": priority,
+        "retries": retries,
         "crash_limit": crash_limit, "cwd": cwd, "env": env, "stdout": stdout, "stderr": stderr, "pin": pin,
     }  # fmt: skip
     wishes = Wishes(array, each_line, stdin, max_fails, max_concurrent, files=json)
@@ -137,6 +141,8 @@ def _read(option: str, value: Any) -> Any:
         return read_pairs("--env", value, "OMP_NUM_THREADS=1")
     if option == "resources":
         return read_pairs("--resource", value, "fpga=1")
+    if option == "launcher":
+        return shlex.split(value)
     return read_crash_limit(value) if option == "crash_limit" else value
 
 

@@ -31,11 +31,13 @@ class Needs:
     """One way to run a task: what it needs at once, sorted by name, without zeros.
 
     ``seconds`` is the time that its agent has to live at least. ``nodes`` above 0: so many whole agents of one group.
+    ``ranks`` above 0: it is so many processes, evenly on its nodes.
     """
 
     needs: tuple[Need, ...] = ()
     seconds: float = 0.0
     nodes: int = 0
+    ranks: int = 0
 
     @property
     def names(self) -> frozenset[str]:

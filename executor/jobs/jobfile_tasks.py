@@ -41,7 +41,7 @@ STREAM_MODES: Final = {"capture": CAPTURE, "forward": FORWARD, "inherit": None}
 
 _OPTIONS = (
     "env", "cwd", "pin", "task_dir", "time_limit", "priority", "crash_limit", "retries", "memory_on_oom",
-    "enforce_memory", "output_limit", "inputs", "outputs",
+    "enforce_memory", "output_limit", "inputs", "outputs", "launcher",
 )  # fmt: skip
 _BODY = ("name", "command", "stdin", "check", "stdout", "stderr", *_OPTIONS, "request")
 TASK_KEYS: Final = ("id", "deps", *_BODY)

@@ -184,7 +184,8 @@ def _request(needs: Needs) -> dict[str, Any]:
         amounts.setdefault("cpus", 0)  # where nothing is said, it would be 1
     request = {"resources": amounts} if amounts else {}
     times = {"time_request": _duration(needs.seconds)} if needs.seconds else {}
-    return {**request, **times, **({"n_nodes": needs.nodes} if needs.nodes else {})}
+    counts = {"n_nodes": needs.nodes, "ranks": needs.ranks}
+    return {**request, **times, **{key: count for key, count in counts.items() if count}}
 
 
 def _requests(variants: Sequence[Needs]) -> list[dict[str, Any]]:
@@ -207,5 +208,6 @@ def _same(value: Any) -> Any:
 _WRITERS: dict[str, Callable[[Any], Any]] = {
     "env": dict, "cwd": _same, "pin": lambda pin: pin or "none", "task_dir": _same, "time_limit": _duration,
     "priority": _same, "crash_limit": _crash_limit, "retries": _retries, "memory_on_oom": _same,
-    "enforce_memory": _same, "output_limit": _same, "inputs": _same, "outputs": _same, "variants": _requests,
+    "enforce_memory": _same, "output_limit": _same, "inputs": _same, "outputs": _same, "launcher": list,
+    "variants": _requests,
 }  # fmt: skip
