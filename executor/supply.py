@@ -186,22 +186,28 @@ class Supply:
             self._core.waits(number, time.monotonic())
 
     def _end(self, number: AllocationId, why: str) -> None:
+        """It is over. What it has written is read on the allocator's thread: file systems hang, too."""
         granted = self._granted.pop(number, None)
         if granted is None:
             return
         self._invitations.revoke(granted.invitation.launch)
+        self._allocator.do(lambda: self._tell_end(number, granted, why, _read_end(granted.log)))
+
+    def _tell_end(self, number: AllocationId, granted: _Granted, why: str, output: str) -> None:
+        self._post(lambda: self._ended(number, granted, why, output))
+
+    def _ended(self, number: AllocationId, granted: _Granted, why: str, output: str) -> None:
         del self._by_launch[granted.invitation.launch]
         allocation = self._core.find(number)
-        text = "" if allocation is None else self._story(allocation, granted, why)
+        text = "" if allocation is None else self._story(allocation, granted, why, output)
         self._perform(self._core.ended(number, text, time.monotonic()))
 
-    def _story(self, allocation: Allocation, granted: _Granted, why: str) -> str:
+    def _story(self, allocation: Allocation, granted: _Granted, why: str, output: str) -> str:
         """What happened to an allocation, "" for one that we have cancelled ourselves."""
         if allocation.cancelled and granted.record is not None and granted.record.status.is_final:
             return ""  # not every batch system tells such an end from others
         if not granted.job:
             return why  # it was refused: that tells the command
-        output = _read_end(granted.log)
         what = f"{self._systems[allocation.cluster].name} job {granted.job} ({granted.command}): {why}."
         return what + (f" The end of its output:\n{output}" if output else "")
 

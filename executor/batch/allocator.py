@@ -78,6 +78,10 @@ class Allocator:
         """Cancel a job."""
         self._orders.put(lambda: self._cancel([key]))
 
+    def do(self, work: Callable[[], None]) -> None:
+        """Have something else done there that may take long."""
+        self._orders.put(work)
+
     def close(self) -> None:
         """Cancel all jobs, and end; waits for that."""
         self._orders.put(None)
