@@ -6,7 +6,7 @@ import math
 import os
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from executor.batch.flux import FluxSystem
@@ -24,24 +24,34 @@ from worker_agent.pools import Pool
 
 @dataclass(frozen=True, kw_only=True)
 class BatchCluster:
-    """Nodes that a batch system grants: agents run there in allocations that follow what waits.
+    """Nodes that a batch system grants: agents run there in allocations that follow what waits. See docs/clusters.md.
 
-    :param nodes: how many nodes there may be at a time, or (least, most).
-    :param nodes_per_job: how many of them each allocation has.
-    :param time: how long an allocation lasts: a duration.
+    What makes no sense, HPCExecutor refuses by TypeError or ValueError, before anything is asked for.
+
+    :param nodes: how many nodes there may be at a time, int; or (least, most).
+    :param nodes_per_job: how many of them each allocation has, int.
+    :param time: how long an allocation lasts: a duration ("2h", or seconds), a minute or more.
     :param idle_timeout: a duration after which an allocation without work is given back.
-    :param cpus, memory, gpus: what each node is asked for; without ``cpus`` it is asked for as a whole.
-    :param queue, account: as the site calls them; None: its defaults.
-    :param prologue: lines of shell that the job script begins with, such as ``module load cuda``.
-    :param directives: further options of the batch system, as they stand.
-    :param omit: options of ours that the site does not want, such as ``--mem``.
-    :param python: the Python of the agents there; None: the one that runs here. It needs what we need.
-    :param run_dir: a directory that the nodes see too, for connection data and logs.
-        None: ``hpc-executor`` in $XDG_STATE_HOME, or in ``~/.local/state``.
-    :param host: the address, name or network interface of this machine at which agents reach it; None: all addresses
-        that others may reach, and its name, which the agents try at the same time.
-    :param port: None: any that is free.
-    :param poll: a duration between two questions to the batch system, 10 s at least by default.
+    :param cpus, gpus: what each node is asked for, int; without ``cpus`` it is asked for as a whole.
+    :param memory: the same, a size: "64GiB", or int (bytes); None: what the site gives.
+    :param queue, account: str, as the site calls them; None: its defaults.
+    :param prologue: lines of shell that the job script begins with, for the agents: tasks have the variables of the
+        process that submits them, and those that a :class:`~executor.python_env.PythonEnv` leaves.
+    :param directives: further options of the batch system, as they stand (str), such as "--constraint=avx512".
+    :param omit: options of ours that the site does not want (str), such as "--mem".
+    :param python: the Python of the agents there (str); None: the one that runs here. It needs what we need, and
+        reads what is ours by the path that it has here.
+    :param run_dir: a directory (str) that the nodes see too, for connection data and logs. None: ``hpc-executor`` in
+        $XDG_STATE_HOME, or in ``~/.local/state``.
+    :param host: the address, name or network interface (str) of this machine at which agents reach it; None: all
+        addresses that others may reach, and its name, which the agents try at the same time.
+    :param port: int; None: any that is free.
+    :param poll: a duration between two questions to the batch system, 0.1 s or more.
+    :param resources: what each agent has beyond what it finds, or in its place: a mapping of names to what there is,
+        as in docs/resources.md.
+
+    An executor has one ``run_dir``, ``host`` and ``port``: of several clusters, the first that says something counts;
+    of ``poll``, the shortest.
     """
 
     nodes: int | tuple[int, int] = 1
@@ -88,11 +98,13 @@ class BatchCluster:
     @property
     def policy(self) -> Policy:
         """How many, and for how long."""
-        least, most = self.nodes if isinstance(self.nodes, tuple) else (0, self.nodes)
-        if not 0 <= least <= most or most < 1:
+        counts = self.nodes if isinstance(self.nodes, tuple) else (0, self.nodes)
+        whole = len(counts) == 2 and all(isinstance(each, int) for each in counts)
+        if not whole or not 0 <= counts[0] <= counts[1] or counts[1] < 1:
             raise ValueError(
                 f"nodes={self.nodes!r}: expected how many at most, or (least, most) with 0 <= least <= most"
             )
+        least, most = counts
         return Policy(least, most, min(self.nodes_per_job, most), check_duration("idle_timeout", self.idle_timeout))
 
     def on_each_node(self, command: str, path: str, nodes: int) -> str:
@@ -111,7 +123,10 @@ class BatchCluster:
 
 @dataclass(frozen=True, kw_only=True)
 class Slurm(BatchCluster):
-    """Nodes that Slurm grants. ``partition`` is Slurm's word for ``queue``."""
+    """Nodes that Slurm grants. The parameters are those of :class:`BatchCluster`, and:
+
+    :param partition: Slurm's word for ``queue``, which it replaces.
+    """
 
     partition: str | None = None
 
@@ -127,14 +142,17 @@ class Slurm(BatchCluster):
 class GridEngine(BatchCluster):
     """Slots that Grid Engine grants. ``cpus`` has to be said: it counts slots, and knows no whole nodes.
 
-    On how many hosts an allocation with ``nodes_per_job`` above 1 is, the parallel environment's rule decides: one with
-    as many slots for each host as ``cpus`` gives what was asked for. There is an agent on each host.
+    ``account`` is its project. The parameters are those of :class:`BatchCluster`, and:
 
     :param pe: the parallel environment in which there is more than one slot, such as "smp"; ``qconf -spl`` lists those
         that there are. For ``nodes_per_job`` above 1 it has to allow ``qrsh -inherit`` (``control_slaves TRUE``).
     :param memory_resource: what memory is called there, such as "h_vmem" or "mem_free"; needed for ``memory``.
     :param memory_per_slot: whether that is counted for each slot, as it mostly is.
     :param gpu_resource: what GPUs are called there; ``gpus`` are asked for as they stand.
+    :raises ValueError: there are no ``cpus``.
+
+    On how many hosts an allocation with ``nodes_per_job`` above 1 is, the parallel environment's rule decides: one with
+    as many slots for each host as ``cpus`` gives what was asked for. There is an agent on each host.
     """
 
     pe: str | None = None
@@ -157,6 +175,8 @@ class GridEngine(BatchCluster):
 class PBS(BatchCluster):
     """Nodes that OpenPBS or PBS Professional grants; or Torque, which asks in other words.
 
+    The parameters are those of :class:`BatchCluster`, and:
+
     :param torque: whether it is Torque.
     """
 
@@ -168,7 +188,10 @@ class PBS(BatchCluster):
 
 @dataclass(frozen=True, kw_only=True)
 class Flux(BatchCluster):
-    """Nodes that Flux grants. It does not grant memory: ``memory`` is refused. ``account`` is its bank."""
+    """Nodes that Flux grants. It does not grant memory: ``memory`` is refused. ``account`` is its bank.
+
+    The parameters are those of :class:`BatchCluster`.
+    """
 
     def system(self) -> BatchSystem:
         return FluxSystem()
@@ -180,8 +203,39 @@ def check_clusters(clusters: Sequence[object]) -> list[BatchCluster]:
     for each in clusters:
         if not isinstance(each, BatchCluster):
             raise TypeError(f"cluster={each!r}: expected a cluster such as Slurm(nodes=(0, 4)), or a list of such")
+        _check_fields(each)
         log = os.path.join(each.run_dir or "", "log")
         each.system().script(each.request("check", each.policy.each, "true", log))
         _ = (each.pools, each.seconds_between_polls)
         checked.append(each)
     return checked
+
+
+#: Whole numbers, and the least that makes sense.
+_COUNTS = {"nodes_per_job": 1, "cpus": 1, "gpus": 0, "port": 1}
+_TEXTS = ("queue", "account", "prologue", "python", "run_dir", "host")
+_LISTS = ("directives", "omit")
+
+
+def _check_fields(cluster: BatchCluster) -> None:
+    """What the batch system, or its text, would not refuse by the name of the argument."""
+    given = {field.name: getattr(cluster, field.name) for field in fields(cluster)}
+    for name, least in _COUNTS.items():
+        value = given[name]
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            raise ValueError(f"{name}={value!r}: expected a whole number, {least} or more")
+    for name in _TEXTS:
+        if not isinstance(given[name], str | os.PathLike | None):
+            raise TypeError(f"{name}={given[name]!r}: expected text")
+    for name in _LISTS:
+        if isinstance(given[name], str) or not all(isinstance(each, str) for each in given[name]):
+            raise TypeError(f"{name}={given[name]!r}: expected a list of options, such as ['--mem']")
+    _check_amounts(cluster)
+
+
+def _check_amounts(cluster: BatchCluster) -> None:
+    parse_pools(dict(cluster.resources))
+    try:
+        _ = cluster.memory is None or parse_size(cluster.memory)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"memory={cluster.memory!r}: {error}") from None

@@ -213,7 +213,8 @@ class HPCExecutor(_Tasks):
     :param agents: how many agents are started on this machine; they share what it has evenly. 0: none, all
         are invited, or come from clusters. None: one without ``cluster``, else none.
     :param cluster: where other agents come from, see :mod:`executor.clusters`: one, or several in the order in which
-        they are asked. A str is the name of one in the settings, see docs/batch-jobs.md.
+        they are asked. A str is the name of one in the settings, or "auto": the nodes of the allocation that we are
+        in, or else this machine. See docs/clusters.md.
     :param resources: what this machine has beyond what is found, or in its place: names and what there is, such as
         ``{"fpga": "[a, b]", "memory": "16GiB"}``; see docs/resources.md.
     :param python_env: the Python of tasks, and what a shell does before it starts.

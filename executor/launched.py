@@ -19,9 +19,9 @@ from executor.core.allocations import Policy
 
 @dataclass(frozen=True, kw_only=True)
 class Local:
-    """This machine, beside other clusters.
+    """This machine, alone or beside other clusters.
 
-    :param agents: how many are started here; they share what the machine has evenly.
+    :param agents: how many are started here, int; they share what the machine has evenly.
     """
 
     agents: int = 1
@@ -80,10 +80,13 @@ class SshHost(Launched):
 class Ssh:
     """Hosts that ssh reaches without asking for anything: an agent on each, started anew when it ends.
 
-    :param hosts: names or ``user@host``, as ssh takes them.
-    :param python: the Python of the agents there; None: the one that runs here. It needs what we need.
-    :param options: further words for ssh, such as ``["-p", "2222"]``.
-    :param host, port: where they reach this machine, as in :class:`~executor.clusters.BatchCluster`.
+    :param hosts: a list of names or ``user@host`` (str), as ssh takes them.
+    :param python: the Python of the agents there (str); None: the one that runs here. It needs what we need, and
+        reads what is ours by the path that it has here.
+    :param options: further words for ssh (str), such as ``["-p", "2222"]``.
+    :param host, port, run_dir, resources: as in :class:`~executor.clusters.BatchCluster`; but the hosts need not see
+        ``run_dir``: what an agent needs to join goes to it by ssh.
+    :raises ValueError: ``hosts`` is no list of such, or empty.
     """
 
     hosts: Sequence[str]

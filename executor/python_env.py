@@ -13,12 +13,14 @@ from worker_agent import processes
 class PythonEnv:
     """Which interpreter runs tasks, and what a shell does before: nothing of ours needs to be installed in it.
 
-    :param python: the interpreter: a path, or a name that is looked for in the PATH that the prologue leaves; None: the
-        one that submits. Functions travel only to the same minor version of Python.
-    :param prologue: lines of shell, such as ``module load gcc`` or ``source venv/bin/activate``. They run once on each
-        agent, with what is exported to the agent; the variables that they leave are those of the tasks, of programs
-        too. The first line that fails makes all tasks fail, with that line and what it printed.
-    :param shell: that runs the prologue.
+    :param python: str, the interpreter: a path, or a name that is looked for in the PATH that the prologue leaves;
+        None: the one that submits. Functions travel only to the same minor version of Python.
+    :param prologue: str, lines of shell, such as ``module load gcc`` or ``source venv/bin/activate``; None: nothing.
+        They run once on each agent, with the variables that the process had at ``submit``; the variables that they
+        leave are those of the tasks, of programs too. The first line that fails makes all tasks fail, with that line
+        and what it printed.
+    :param shell: str, that runs the prologue.
+    :raises TypeError, ValueError: what is no text, or empty.
     """
 
     python: str | None = None

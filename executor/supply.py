@@ -31,6 +31,7 @@ from executor.core import allocations
 from executor.core.allocations import Allocation, AllocationId, Allocations, Ask, GiveBack, GiveUp
 from executor.core.demand import Chance, wanted_agents
 from executor.core.model import TaskClass, Worker, WorkerId
+from executor.errors import ListenError, NetworkUnsafe
 from executor.invitations import Invitation, Invitations
 from worker_agent import interpreter
 from worker_agent.pools import Pool
@@ -118,9 +119,13 @@ class Supply:
 
     def _ask(self, ask: Ask) -> None:
         cluster, system = self._clusters[ask.cluster], self._systems[ask.cluster]
-        invitation = self._invitations.invite(
-            ask.nodes, QUEUE_PATIENCE, self._host, self._port, self._imports, self._directory
-        )
+        try:
+            invitation = self._invitations.invite(
+                ask.nodes, QUEUE_PATIENCE, self._host, self._port, self._imports, self._directory
+            )
+        except (ListenError, NetworkUnsafe) as error:
+            self._perform(self._core.ended(ask.allocation, str(error), time.monotonic()))
+            return
         output = os.path.join(self._directory, f"allocation-{ask.allocation}.log")
         command = cluster.on_each_node(_agent_command(cluster), invitation.path, ask.nodes)
         request = cluster.request(self._name, ask.nodes, command, output)

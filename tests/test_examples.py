@@ -93,7 +93,13 @@ PRINTED = {
         r"strength  10: slope 1\.9763, error 37\.22\nstrength   0: .*\nstrength 100: .*error 51\.28",
         r"the same: True",
     ],
-    "15_mpi.py": [
+    "14_cluster.py": [r"pi is about 3\.14\n16 players on \S+\n"],
+    "15_batch_job.py": [
+        r"#!/bin/bash\n# mesh\nmesh: completed -> 100",
+        r"solve 1: completed -> 5050\nsolve 2: completed -> 338350\nsolve 3: completed -> 25502500",
+        r"check: failed with status 3 -> but I do not like them",
+    ],
+    "16_mpi.py": [
         r"each of them saw \['4', '4', '4', '4'\]|no program was started: there is no mpirun",
         r"rank 0: pi is 3\.141593\n.*\n.*\nrank 3: pi is 3\.141593|no function was called",
     ],
@@ -124,9 +130,14 @@ def test_an_example_is_short_and_says_what_it_teaches_and_prints(path: Path) -> 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_prints_what_it_promises_and_nothing_on_stderr(path: Path, tmp_path: Path) -> None:
-    environment = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb", "PYTHONIOENCODING": "utf-8"}
+    state, folder = tmp_path / "state", tmp_path / "folder"
+    folder.mkdir()
+    environment = {
+        **os.environ, "COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb", "PYTHONIOENCODING": "utf-8",
+        "XDG_STATE_HOME": str(state),
+    }  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-W", "error", path], cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL,
+        [sys.executable, "-W", "error", path], cwd=folder, env=environment, stdin=subprocess.DEVNULL,
         capture_output=True, text=True, encoding="utf-8", timeout=60, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
@@ -135,4 +146,4 @@ def test_an_example_prints_what_it_promises_and_nothing_on_stderr(path: Path, tm
         found = re.compile(pattern).search(done.stdout, position)
         assert found, f"{pattern!r} was not found in\n{done.stdout[position:]}"
         position = found.end()
-    assert not list(tmp_path.iterdir()), "an example leaves no files"
+    assert not list(folder.iterdir()), "an example leaves no files"

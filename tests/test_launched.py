@@ -13,7 +13,6 @@ from typing import Any
 
 import cloudpickle
 import pytest
-from conftest import Gate
 from pools import error_of, new_executor
 from waiting import pass_gate, wait_until
 
@@ -52,7 +51,7 @@ def agent() -> int:
 
 
 def test_each_host_has_an_agent_and_no_key_is_in_a_command_line(
-    new_executor: Callable[..., HPCExecutor], calls: Path, gate: Gate
+    new_executor: Callable[..., HPCExecutor], calls: Path, gate: Any
 ) -> None:
     executor = new_executor(1, cluster=Ssh(["one", "me@two"], options=["-p", "2222"]), resources=None)
     whole = executor.options(resources={"cpus": "all"})

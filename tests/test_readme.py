@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import os
 import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +19,22 @@ import pytest
 import typer
 
 import executor
-from executor import HPCExecutor, Job, Program, Report, SubmittedJob, TaskFuture, errors
+from executor import (
+    BatchArrayHandle,
+    BatchHandle,
+    BatchJob,
+    HPCExecutor,
+    Job,
+    Program,
+    Report,
+    SubmittedJob,
+    TaskFuture,
+    errors,
+)
+from executor.batch import settings
 from executor.cli.__main__ import make_app
+from executor.cluster_settings import find_cluster
+from executor.clusters import BatchCluster
 from executor.options import OPTIONS
 from executor.worker import WorkerInfo
 
@@ -30,10 +47,14 @@ _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _CODE = re.compile(r"```.*?```|`[^`]+`", re.DOTALL)
 #: What has no underscore, and is for the package itself all the same.
 OURS = {
+    BatchCluster: {"on_each_node", "policy", "pools", "request", "seconds", "seconds_between_polls"},
+    BatchJob: {"request", "submission", "submit_as"},
     Job: {"node"},
     Program: {"stdin_bytes"},
     executor.OutputFile: {"at"},
+    executor.PythonEnv: {"command", "path"},
     executor.Resources: {"to_needs"},
+    executor.Ssh: {"each"},
     TaskFuture: {
         "announce_cancel", "begin", "claim", "mark_cancelled", "printed", "settle", "settle_plainly", "tell",
         "tell_end", "unclaim", "when_ended", "exception",  # the last is that of the standard library, only quicker
@@ -79,10 +100,36 @@ def test_python_in_the_documents_runs(script: str, tmp_path: Path) -> None:
     run(script, tmp_path)
 
 
+@pytest.mark.parametrize("text", blocks("py"))
+def test_python_that_is_not_run_names_what_there_is(text: str) -> None:
+    """It needs a cluster, or is another tool's: what it has of ours exists, and takes the arguments that it gives."""
+    tree = ast.parse(text)
+    imported = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and _is_ours(node.module)]
+    ours = {name.name: getattr(import_module(node.module), name.name) for node in imported for name in node.names}
+    for call in [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]:
+        if call.func.id in ours:
+            inspect.signature(ours[call.func.id]).bind_partial(*call.args, **{word.arg: 0 for word in call.keywords})
+
+
+def _is_ours(module: str | None) -> bool:
+    return module is not None and module.partition(".")[0] == "executor"
+
+
 @pytest.mark.parametrize("text", blocks("toml"))
-def test_job_files_in_the_documents_make_sense(text: str, tmp_path: Path) -> None:
-    (tmp_path / "job.toml").write_text(text)
-    assert Job.from_file(tmp_path / "job.toml").check()
+def test_files_in_the_documents_make_sense(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job file, or one of settings: all that it says is read."""
+    tables = tomllib.loads(text)
+    is_settings = tables.keys() <= {"defaults", "types", "clusters"}
+    path = tmp_path / (settings.FILE if is_settings else "job.toml")
+    path.write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    if not is_settings:
+        assert Job.from_file(path).check()
+    for name in tables.get("clusters", ()):
+        assert isinstance(find_cluster(name), BatchCluster)
+    for name in tables.get("types", ()):
+        assert BatchJob.from_config(name, command=["true"]).check() is None
 
 
 @pytest.mark.parametrize("text", blocks("console"))
@@ -134,7 +181,8 @@ def words_in_code(*paths: Path) -> set[str]:
 def members(kind: type) -> set[str]:
     """What a class and those of its bases that are ours have, and say that everybody may use."""
     bases = [base for base in kind.__mro__ if base.__module__.startswith("executor")]
-    return {name for base in bases for name in vars(base) if not name.startswith("_")} - OURS.get(kind, set())
+    ours = {name for base in bases for name in OURS.get(base, ())}
+    return {name for base in bases for name in vars(base) if not name.startswith("_")} - ours
 
 
 def public_words(thing: Any) -> Iterator[str]:
@@ -145,8 +193,12 @@ def public_words(thing: Any) -> Iterator[str]:
     yield from arguments_of(thing)
 
 
+#: What users get and do not make.
+GIVEN = Exception | TaskFuture | BatchHandle | BatchArrayHandle
+
+
 def arguments_of(thing: Any) -> Iterator[str]:
-    if inspect.isfunction(thing) or (isinstance(thing, type) and not issubclass(thing, Exception | TaskFuture)):
+    if inspect.isfunction(thing) or (isinstance(thing, type) and not issubclass(thing, GIVEN)):
         yield from set(inspect.signature(thing).parameters) - {"self"}
 
 

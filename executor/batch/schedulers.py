@@ -67,8 +67,8 @@ def command_failed(command: Command, answer: Answer) -> BatchCommandFailed:
 def get_scheduler(name: str | Scheduler | None = None, *, poll: Any = None) -> Scheduler:
     """Where batch jobs can be submitted.
 
-    :param name: str: a cluster of the settings, or "slurm", "sge", "pbs", "flux", "local" (processes of this machine);
-        None: the batch system whose commands are here.
+    :param name: str: a cluster of the settings, or "slurm", "sge", "pbs", "torque", "flux", "local" (processes of this
+        machine), or what a site has brought along; None: the batch system whose commands are here.
     :param poll: a duration: so long from one question for jobs to the next; None: what the settings say, or 10 s.
     :raises ValueError: there is none of this name.
     :raises LookupError: nothing is said, and there is no batch system here, or several.
