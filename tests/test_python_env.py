@@ -37,8 +37,8 @@ def variable(name: str) -> str | None:
     return os.environ.get(name)
 
 
-def interpreter() -> tuple[str, list[str]]:
-    return sys.executable, sys.path
+def interpreter() -> tuple[str | None, list[str]]:
+    return os.environ.get("STARTED_BY"), sys.path
 
 
 def test_functions_and_programs_have_the_variables_of_one_prologue(
@@ -91,10 +91,11 @@ def test_a_prologue_that_ends_its_shell_fails(quiet: Any, end: str) -> None:
 
 
 def test_the_python_is_the_one_that_the_prologue_has_in_its_path(quiet: Any, tmp_path: Path) -> None:
-    (tmp_path / "our_python").symlink_to(sys.executable)
+    (tmp_path / "our_python").write_text(f'#!/bin/sh\nSTARTED_BY=$0 exec {sys.executable} "$@"\n')
+    (tmp_path / "our_python").chmod(0o755)
     env = PythonEnv("our_python", prologue=f"export PATH='{tmp_path}':$PATH")
-    found, path = quiet.options(python_env=env).submit(interpreter).result()
-    assert found == str(tmp_path / "our_python")
+    started_by, path = quiet.options(python_env=env).submit(interpreter).result()
+    assert started_by == str(tmp_path / "our_python")
     assert sysconfig.get_path("stdlib") in path  # its own, as far as it has one
 
 
