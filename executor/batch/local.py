@@ -37,6 +37,10 @@ class LocalSystem(BatchSystem):
         #: where its jobs are, whatever the environment says later
         self._top = str(state_directory() / "local")
 
+    @property
+    def whose(self) -> str:
+        return self._top
+
     def options(self, request: JobRequest) -> list[str]:
         return [safe_name(request.name)]
 

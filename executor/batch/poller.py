@@ -86,4 +86,4 @@ class Poller:
 def poller_of(system: BatchSystem) -> Poller:
     """The one of this process for this batch system."""
     with _pollers_lock:
-        return _pollers.setdefault(system.name, Poller(system, system.poll))
+        return _pollers.setdefault(system.whose, Poller(system, system.poll))

@@ -73,6 +73,11 @@ class BatchSystem(ABC):
     #: a command that ends with 0 if the batch system answers; none: there is no such command
     ping: tuple[str, ...] = ()
 
+    @property
+    def whose(self) -> str:
+        """Which batch system it is, of all those that a process may come to know: jobs of one are asked for at once."""
+        return self.name
+
     @abstractmethod
     def options(self, request: JobRequest) -> list[str]:
         """What stands in the job script behind the sentinel, each as ``--name=value``, ``-n value`` or ``-n x=value``.

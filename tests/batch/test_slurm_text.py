@@ -62,7 +62,7 @@ def test_an_agent_is_started_on_each_node_with_the_prologues_variables() -> None
     """Where the site submits with --export=NONE, srun would pass on nothing either."""
     assert SLURM.on_each_node("python agent.py", 1) == "exec python agent.py"
     words = shlex.split(SLURM.on_each_node("python agent.py", 2))
-    assert words[:6] == ["exec", "srun", "--export=ALL", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1"]
+    assert words[:7] == ["exec", "srun", "--overlap", "--export=ALL", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1"]
     assert words[-2:] == ["python", "agent.py"]
 
 
