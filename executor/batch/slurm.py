@@ -30,6 +30,8 @@ _STATUS = {
 }  # fmt: skip
 _NOTHING = frozenset({"", "None", "(null)", "Unknown", "None assigned"})
 _ID = re.compile(r"\d+(?:;\S+)?")
+#: An id as it is listed: with a number of an array, or of a part of a heterogeneous job.
+_LISTED = re.compile(r"[0-9]+(?:[_+][0-9]+)?")
 _FIELD = re.compile(r"(?:^|\s)([A-Z]\w*)=(\S*)")
 _MIB = 2**20
 
@@ -121,7 +123,7 @@ class SlurmSystem(BatchSystem):
         return {
             job: JobRecord(_status(word), word, _said(reason), hosts=_said(hosts))
             for job, array, word, reason, hosts in rows
-            if job in wanted or array in wanted
+            if (job in wanted or array in wanted) and _LISTED.fullmatch(job)
         }
 
     def read_ended(self, answers: Sequence[Answer], job: str) -> JobRecord | None:

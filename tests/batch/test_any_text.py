@@ -139,6 +139,7 @@ ANY = st.builds(Answer, st.sampled_from([0, 1, 35, 153, None, -9]), SAID, SAID)
 
 @pytest.mark.parametrize("system", SYSTEMS, ids=lambda system: system.name)
 @example(answer=Answer(0, "JobState=FAILED Restarts=x"), other=Answer(0), job="1")
+@example(answer=Answer(0, "JobState=FAILED1|1|RUNNING|x|n"), other=Answer(0), job="1")
 @given(answer=ANY, other=ANY, job=st.sampled_from(["1", "1[]", "1.2", "f1", "1_2"]))
 def test_no_answer_is_too_strange(system: BatchSystem, answer: Answer, other: Answer, job: str) -> None:
     system.read_id(answer)
