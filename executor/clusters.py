@@ -117,7 +117,7 @@ class BatchCluster:
             command, name, nodes, cpus=self.cpus, gpus=self.gpus, time=self.seconds, queue=self.queue,
             memory=None if self.memory is None else math.ceil(parse_size(self.memory)), account=self.account,
             stdout=log, workdir=os.path.dirname(log) or None, prologue=self.prologue, exclusive=self.cpus is None,
-            directives=tuple(self.directives), omit=frozenset(self.omit),
+            warning=True, directives=tuple(self.directives), omit=frozenset(self.omit),
         )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ and some are made by hand from the pure parts of ours (``HandMade``): these say 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import shutil
@@ -229,6 +230,12 @@ def test_an_agent_may_be_killed_at_any_message(
 # ---- C2: told to leave
 
 
+@pytest.fixture(autouse=True)
+def leaving_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """That an agent leaves is no warning: it happens each day."""
+    caplog.set_level(logging.INFO, "executor")
+
+
 @pytest.fixture(params=["agent", "supervisor"])
 def leave(request: pytest.FixtureRequest) -> Callable[[int], None]:
     """Tells the agent to leave under which an interpreter runs, as a batch system would: either of the two."""
@@ -358,11 +365,11 @@ def test_tasks_of_an_agent_that_leaves_can_be_ended(
     assert gate.wait_arrivals() == [pid]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2])
 def test_an_invited_agent_that_is_told_to_leave_goes_in_peace(
     new_executor: NewExecutor, join: Join, gate: Gate, caplog: Any, number: int
 ) -> None:
-    """C2: by its batch system, by Ctrl-C, or by the end of its terminal. Another one goes on; nothing is counted."""
+    """C2: by its batch system (USR2: Grid Engine), by Ctrl-C, or by the end of its terminal. Another one goes on."""
     executor = new_executor(1, agents=0, kill_grace=0.1)
     invitation = executor.invite(2, host="127.0.0.1")
     # whoever runs the tests may have told us to ignore the signal (nohup, a job in the background), and so the agent

@@ -171,8 +171,8 @@ class Agent:
         signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGTERM, lambda *_: self._note_sigterm())
-        for number in (signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, lambda *_: None)  # a terminal's: our supervisor hears them too, and tells us
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
+            signal.signal(number, lambda *_: None)  # to all of a group: our supervisor hears them too, and tells us
         self.loop.watch(readable, lambda: self._on_signal(readable))
 
     def _note_sigterm(self) -> None:

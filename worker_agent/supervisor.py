@@ -11,7 +11,8 @@ when that is gone, so are the tasks.
 A client elsewhere sees no process end. So in the place of an agent that was invited and then killed another one starts,
 under the same name: by its hello the hub knows that what the first one ran is dead.
 
-SIGTERM, SIGINT and SIGHUP are passed on, as SIGTERM: the agent is to leave. ``END_AT_ONCE`` means what its name says.
+SIGTERM, SIGINT, SIGHUP and SIGUSR2 (Grid Engine's word before it kills) are passed on, as SIGTERM: the agent is to
+leave. ``END_AT_ONCE`` means what its name says.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _TOGETHER = 0.1
 _KILLS_ALLOWED = 10
 _SHORT = 2.0
 #: Passed on to the agent as SIGTERM is, unless who has started us wants these ignored.
-_PASSED_ON = (signal.SIGINT, signal.SIGHUP)
+_PASSED_ON = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
 
 
 def supervise(data: bytes, agent: Callable[[list[str]], None], name: str) -> NoReturn:

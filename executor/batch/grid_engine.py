@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from xml.etree import ElementTree
 
-from executor.batch.request import JobRequest, body_lines, one_line, safe_name
+from executor.batch.request import ArrayRange, JobRequest, body_lines, one_line, safe_name
 from executor.batch.states import JobRecord, JobStatus
 from executor.batch.system import Answer, BatchSystem, Command, last_line
 
@@ -114,11 +114,13 @@ class GridEngineSystem(BatchSystem):
             "-o": _path("stdout", request.stdout),
             "-e": _path("stderr", request.stderr),
             "-hold_jid": _dependencies(request),
-            "-t": request.array and f"{request.array.start}-{request.array.end}",
+            "-t": request.array and _tasks(request.array),
             "-tc": request.array and (request.array.max_concurrent or None),
         }
         options = [_join(name, str(value)) for name, value in values.items() if value is not None]
         options += [] if request.stderr is not None else ["-j y"]
+        # SIGUSR2 some time before SIGKILL, as the queue has it; to the script only, so not with several hosts
+        options += ["-notify"] if request.warning and request.nodes == 1 else []
         return options + ([] if request.workdir is not None else ["-cwd"])
 
     def _pe(self, slots: int) -> str:
@@ -243,6 +245,12 @@ def _path(name: str, value: str | None) -> str | None:
     if value is not None and "," in value:
         raise ValueError(f"{name}={value!r}: Grid Engine takes a comma for the end of a path; expected none")
     return _quoted(name, value if value is None or ":" not in value else f":{value}")
+
+
+def _tasks(array: ArrayRange) -> str:
+    if array.start < 1:
+        raise ValueError(f"an array from {array.start} to {array.end}: Grid Engine has no task 0; expected start >= 1")
+    return f"{array.start}-{array.end}"
 
 
 def _dependencies(request: JobRequest) -> str | None:

@@ -119,7 +119,7 @@ class BatchHandle:
 def cancel_jobs(scheduler: Scheduler, ids: list[str]) -> None:
     """Cancel jobs of one batch system. Raises BatchCommandFailed."""
     cancelled = cancel(scheduler.system, ids)
-    poller_of(scheduler.system).note_cancelled(cancelled.gone)
+    poller_of(scheduler.system).note_cancelled(ids, cancelled.gone)
     if cancelled.complaints:
         raise BatchCommandFailed(
             f"{' '.join(cancelled.command)}: {cancelled.complaints}", command=cancelled.command,

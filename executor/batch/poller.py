@@ -33,7 +33,8 @@ class Poller:
         self._pause = FIRST
         self._asked = time.monotonic()
         self._new: list[Followed] = []
-        #: those that were cancelled and will not be listed again
+        #: those that were cancelled; of them, those that will not be listed again
+        self._cancelled: set[str] = set()
         self._gone: set[str] = set()
         self._news = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -48,9 +49,10 @@ class Poller:
                 self._thread = threading.Thread(target=self._run, name="hpc-executor-poller", daemon=True)
                 self._thread.start()
 
-    def note_cancelled(self, gone: set[str]) -> None:
+    def note_cancelled(self, ids: list[str], gone: set[str]) -> None:
         """Jobs were cancelled: ask soon. Of those that are ``gone``, their batch system will say nothing more."""
         with self._news:
+            self._cancelled.update(ids)
             self._gone |= gone
             self._hurry()
 
@@ -78,7 +80,9 @@ class Poller:
             for job in self._new:
                 self._watch.add(job)
             self._new.clear()
+            self._watch.note_cancelled(self._cancelled)
             self._watch.end_cancelled(self._gone)
+            self._cancelled.clear()
             self._gone.clear()
             return True
 

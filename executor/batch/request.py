@@ -44,6 +44,7 @@ class JobRequest:
     :param stderr: None: into the same file as stdout.
     :param dependencies: ids of jobs.
     :param dependency_type: "afterok", "afterany" or "afternotok".
+    :param warning: it wants a signal some time before it is killed, where that has to be asked for.
     :param directives: options of the batch system as they stand, such as ``--constraint=avx512``, after all others.
     :param omit: options of ours that are left out, such as ``--mem`` where a site does not allow it.
     """
@@ -67,6 +68,7 @@ class JobRequest:
     dependency_type: str = "afterok"
     array: ArrayRange | None = None
     exclusive: bool = False
+    warning: bool = False
     directives: tuple[str, ...] = ()
     omit: frozenset[str] = frozenset()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -42,6 +42,8 @@ class Followed:
     record: JobRecord | None = None
     #: since when it is missing
     missing: float | None = None
+    #: we have cancelled it
+    cancelled: bool = False
 
 
 class Watch:
@@ -65,6 +67,11 @@ class Watch:
         cancelled = cancel(self.system, ids)
         self.end_cancelled(cancelled.gone)
         return cancelled.complaints
+
+    def note_cancelled(self, ids: Set[str]) -> None:
+        """These, or arrays with all their tasks, were cancelled."""
+        for job in self._jobs.values():
+            job.cancelled |= job.id in ids or job.asked_as in ids
 
     def end_cancelled(self, ids: Iterable[str]) -> None:
         """These were cancelled, and their batch system will say nothing more of them."""
@@ -111,6 +118,8 @@ class Watch:
             self._tell(job, record)
 
     def _tell(self, job: Followed, record: JobRecord) -> None:
+        if job.cancelled and record.status is JobStatus.FAILED and (record.returncode or 0) < 0:
+            record = replace(record, status=JobStatus.CANCELLED)  # Grid Engine tells of the signal, and not by whom
         if record == job.record:
             return
         job.record = record

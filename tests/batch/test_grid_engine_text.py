@@ -44,6 +44,19 @@ def test_a_script_asks_for_all_that_is_said() -> None:
     )
 
 
+def test_an_agent_is_told_before_it_is_killed() -> None:
+    """On several hosts only the script would be, which starts agents and is none."""
+    assert "-notify" in SGE.options(JobRequest("agent", warning=True))
+    assert "-notify" not in SGE.options(JobRequest("agent", nodes=2, warning=True))
+    assert "-notify" not in SGE.options(JobRequest("true"))
+
+
+def test_an_array_has_no_task_0() -> None:
+    """It was submitted, and refused without a word of what would be right."""
+    with pytest.raises(ValueError, match="an array from 0 to 3: Grid Engine has no task 0; expected start >= 1"):
+        SGE.script(JobRequest("true", array=ArrayRange(0, 3)))
+
+
 def test_a_small_job_needs_no_parallel_environment() -> None:
     assert (
         GridEngineSystem().script(JobRequest("true"))

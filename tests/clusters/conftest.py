@@ -1,46 +1,24 @@
-"""Real batch systems for the tests here: each is started once, on hosts of its own, and ended with the session.
-
-Where they are not installed, or we are not root, these tests are skipped; where HPC_REQUIRE_CLUSTERS is set, as in CI,
-they fail instead.
-"""
+"""Batch systems for the tests here: each is started once, on hosts of its own, and ended with the session."""
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import hosts
 import pytest
 import waiting
-from grid_engine_lab import GridEngineLab
 from hosts import ADDRESSES, LOGIN, Hosts
+from labs import LIMIT, Lab, leave_out, running
 from namespaces import inside
 from pools import GRACE, end
-from slurm_lab import CPUS, SlurmLab
+from slurm_lab import CPUS
 from waiting import wait_until
 
 from executor import HPCExecutor, clusters
+from executor.batch import watch
 from worker_agent import processes
-
-#: Seconds after which a test is ended: an allocation lasts a minute at least, and a lost host is noticed late.
-LIMIT = 240.0
-#: Seconds: what a lease is here.
-LEASE = 2.0
-REQUIRED = "HPC_REQUIRE_CLUSTERS"
-
-Lab = SlurmLab | GridEngineLab
-#: Those that have an adapter.
-LABS = ["slurm", *(["grid engine"] if hasattr(clusters, "GridEngine") else [])]
-
-
-def leave_out(why: str) -> NoReturn:
-    """Skip, or fail where these tests have to run."""
-    if os.environ.get(REQUIRED):
-        pytest.fail(f"{why}; but {REQUIRED} says that the tests of clusters have to run", pytrace=False)
-    pytest.skip(why)
 
 
 @pytest.fixture
@@ -69,27 +47,11 @@ def make_hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[]
         each.down()
 
 
-def _start(kind: str, make_hosts: Callable[[], Hosts], directory: Path) -> Lab:
-    if kind == "grid engine":
-        if why := GridEngineLab.obstacle():
-            leave_out(why)
-        return GridEngineLab(make_hosts(), directory)
-    accounting = kind == "slurm with accounting"
-    if why := SlurmLab.obstacle(accounting):
-        leave_out(why)
-    return SlurmLab(make_hosts(), directory, accounting)
-
-
 @pytest.fixture(scope="session")
-def running_lab(
-    request: pytest.FixtureRequest, make_hosts: Callable[[], Hosts], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Lab]:
+def running_lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """A batch system that runs."""
-    directory = tmp_path_factory.mktemp("lab")
-    lab = _start(request.param, make_hosts, directory)
-    yield lab
-    lab.hosts.down()
-    shutil.rmtree(directory)
+    with running(request.param, tmp_path_factory) as lab:
+        yield lab
 
 
 @pytest.fixture(scope="session")
@@ -106,6 +68,7 @@ def lab(running_lab: Lab, bystander: str, run_mark: bytes, monkeypatch: pytest.M
     before, others = set(processes.marked(run_mark)), running_lab.hosts.pids("n3", "sleep")
     for name, value in running_lab.env.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(watch, "MISSING", 0.5)  # Grid Engine's and PBS's jobs are, each time that one has ended
     yield running_lab
     jobs = running_lab.jobs
     wait_until(lambda: set(jobs()) <= {bystander}, f"for the end of our jobs, there are: {jobs()}", LIMIT / 2)

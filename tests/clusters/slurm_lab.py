@@ -58,6 +58,8 @@ PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE DefaultTime=10 State=U
 _NODE = "NodeName={name} NodeHostname={name} NodeAddr={address} CPUs={cpus} RealMemory=4000 State=UNKNOWN"
 _WITHOUT_ACCOUNTING = "JobAcctGatherType=jobacct_gather/none\nAccountingStorageType=accounting_storage/none"
 _WITH_ACCOUNTING = """
+# seconds
+MinJobAge=2
 JobAcctGatherType=jobacct_gather/linux
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost={address}
@@ -100,35 +102,37 @@ class SlurmLab:
     submit_command = "sbatch --parsable"
     #: what it says to a job for a queue ``nowhere``
     refusal = "invalid partition specified: nowhere"
+    #: whether sacct answers
+    accounting = False
 
-    def __init__(self, hosts: Hosts, directory: Path, accounting: bool = False) -> None:
+    def __init__(self, hosts: Hosts, directory: Path) -> None:
         self.hosts = hosts
         self._lab = directory
-        self._accounting = accounting
+        self._conf = {"SLURM_CONF": str(directory / "slurm.conf")}
         #: for the commands of its clients
-        self.env = {"SLURM_CONF": str(directory / "slurm.conf")}
+        self.env = dict(self._conf)
         self._write_configuration()
         self._start_munge()
-        if accounting:
+        if self.accounting:
             self._start_accounting()
         self._run(LOGIN, "slurmctld")
         for name in COMPUTE:
             self.start_daemon(name)
         self.wait_ready()
 
-    @staticmethod
-    def obstacle(accounting: bool = False) -> str:
+    @classmethod
+    def obstacle(cls) -> str:
         """Why there can be none here; "" if there can."""
-        return missing_programs(PROGRAMS + (ACCOUNTING_PROGRAMS if accounting else ()))
+        return missing_programs(PROGRAMS + (ACCOUNTING_PROGRAMS if cls.accounting else ()))
 
     def _run(self, host: str, *words: str) -> str:
-        return self.hosts.run(host, *words, env=self.env)
+        return self.hosts.run(host, *words, env=self._conf)
 
     # --- starting it --------------------------------------------------------------------------------------------------
 
     def _write_configuration(self) -> None:
         values = {"login": LOGIN, "address": ADDRESSES[LOGIN], "lab": self._lab}
-        accounting = (_WITH_ACCOUNTING if self._accounting else _WITHOUT_ACCOUNTING).format(**values)
+        accounting = (_WITH_ACCOUNTING if self.accounting else _WITHOUT_ACCOUNTING).format(**values)
         nodes = [_NODE.format(name=name, address=ADDRESSES[name], cpus=CPUS) for name in COMPUTE]
         text = _SLURM_CONF.format(**values, accounting="\n".join([accounting, *nodes]))
         (self._lab / "slurm.conf").write_text(text)
@@ -203,11 +207,15 @@ class SlurmLab:
         """Cancel a job, as somebody else would."""
         self._run(LOGIN, "scancel", job)
 
+    def end_time_of(self, job: str) -> None:
+        """Its time is over now. It has asked for a second, and got a minute."""
+        self._run(LOGIN, "scontrol", "update", f"JobId={job}", "EndTime=now")
+
     def submit(self, script: str, *options: str) -> str:
         """Submit a job that has nothing to do with us."""
         words = self.hosts.command(LOGIN, "sbatch", "--parsable", "--output=/dev/null", *options)
         done = subprocess.run(
-            words, input=script, env={**ENVIRONMENT, **self.env}, capture_output=True, text=True, check=True
+            words, input=script, env={**ENVIRONMENT, **self._conf}, capture_output=True, text=True, check=True
         )
         return done.stdout.strip()
 
@@ -220,6 +228,12 @@ class SlurmLab:
     def on_host(name: str) -> list[str]:
         """Options of a job that is to run there, for as long as it likes."""
         return [f"--nodelist={name}", "--time=UNLIMITED"]
+
+
+class AccountedSlurmLab(SlurmLab):
+    """... with accounting. Its controller forgets a job soon after its end: then only sacct tells of it."""
+
+    accounting = True
 
 
 def _version(text: str) -> int:

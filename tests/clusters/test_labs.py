@@ -10,13 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Lab
-from hosts import ADDRESSES, COMPUTE, Hosts, HostsError
+from hosts import ADDRESSES, COMPUTE, ENVIRONMENT, Hosts, HostsError
+from labs import KINDS, Lab
 from waiting import wait_gone, wait_until
 
-from executor.batch.slurm import SlurmSystem
+from executor import clusters
 from executor.batch.states import JobStatus
-from executor.batch.system import Answer
+from executor.batch.system import Answer, Command
 from worker_agent import processes
 
 pytestmark = pytest.mark.heavy
@@ -107,7 +107,7 @@ def test_nothing_is_left_of_hosts_whose_maker_was_killed(
 # ---- batch systems
 
 
-@pytest.mark.parametrize("running_lab", ["slurm", "slurm with accounting", "grid engine"], indirect=True)
+@pytest.mark.parametrize("running_lab", list(KINDS), indirect=True)
 def test_a_batch_system_runs_jobs_and_they_end(running_lab: Lab, tmp_path: Path) -> None:
     before = running_lab.jobs()
     script = f"#!/bin/sh\nhostname > {tmp_path}/where\n"
@@ -122,16 +122,30 @@ def test_a_batch_system_runs_jobs_and_they_end(running_lab: Lab, tmp_path: Path)
     wait_until(lambda: running_lab.jobs() == before, "for their end")
 
 
-@pytest.mark.parametrize("running_lab", ["slurm with accounting"], indirect=True)
-def test_sacct_tells_how_a_job_has_ended(running_lab: Lab) -> None:
-    """Also once the controller has forgotten it: so its answer is left out here."""
-    system = SlurmSystem()
-    job = running_lab.submit("#!/bin/sh\nexit 7\n", *running_lab.on_host("n1"))
-    _, accounted = system.ask_ended(job)
+@pytest.mark.parametrize("running_lab", ["emulated PBS", "emulated Flux"], indirect=True)
+def test_an_emulated_batch_system_tells_of_its_jobs_as_the_adapter_expects(running_lab: Lab) -> None:
+    """Of each command the answer, and with it the exit status, is that of the dialect."""
+    system = getattr(clusters, running_lab.cluster)().system()
 
-    def ended() -> bool:
-        answer = Answer(0, running_lab.hosts.run("login", *accounted.argv, env=running_lab.env))
-        record = system.read_ended([Answer(1), answer], job)
-        return record is not None and (record.status, record.returncode, record.hosts) == (JobStatus.FAILED, 7, "n1")
+    def answer(command: Command) -> Answer:
+        words = running_lab.hosts.command("login", *command.argv)
+        done = subprocess.run(words, env={**ENVIRONMENT, **running_lab.env}, capture_output=True, text=True)
+        return Answer(done.returncode, done.stdout, done.stderr)
 
-    wait_until(ended, "for sacct")
+    before = running_lab.jobs()
+    failed = running_lab.submit("#!/bin/sh\nexit 7\n", *running_lab.on_host("n2"))
+    cancelled = running_lab.submit("#!/bin/sh\nexec sleep infinity\n", *running_lab.on_host("n1"))
+    wait_until(lambda: running_lab.hosts.pids("n1", "sleep"), "for the job that sleeps")
+    [running] = system.read_records(answer(system.ask([cancelled])), [cancelled]).values()
+    assert running.status is JobStatus.RUNNING
+    assert system.complaints(answer(system.cancel([cancelled]))) == ""
+    wait_until(lambda: running_lab.jobs() == before, "for the end of both")
+
+    told = [system.read_ended([answer(system.ask_ended(job)[0])], job) for job in (failed, cancelled)]
+    assert [(each.status, each.hosts) for each in told] == [(JobStatus.FAILED, "n2"), (JobStatus.CANCELLED, "n1")]
+    assert told[0].returncode == 7
+    unknown = running_lab.id_of(4711)
+    asked, again = answer(system.ask([failed, unknown])), answer(system.cancel([failed, unknown]))
+    assert (asked.returncode, again.returncode) == ((153, 153) if system.name == "pbs" else (1, 1))
+    assert unknown not in system.read_records(asked, [failed, unknown])
+    assert system.complaints(again) == ""
