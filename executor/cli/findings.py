@@ -150,7 +150,7 @@ def _find_scheduler(system: BatchSystem, path: str) -> Finding:
     answer = run(command, system)
     if answer.returncode == 0:
         return Finding(about, f"{found} answers")
-    why = f"{found} does not answer: {render_failure(command, answer)}"
+    why = f"{found} does not answer: {'; '.join(render_failure(command, answer).splitlines())}"
     return Finding(about, why, "no batch job can be submitted; is it the right machine? Ask those who run it")
 
 
