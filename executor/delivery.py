@@ -167,8 +167,7 @@ def deliver(
     except BaseException as error:
         log.exception("delivering to %r", request.future)
         if kind not in _NO_ENDS:
-            on_end(request, news, error)  # whoever waits until all are counted is not to wait for ever
-            _settle_without(request, error)
+            request.future.settle(None, _lost(request, "delivered", error))  # unless it is settled
 
 
 def settle_at_once(request: Request, finished: Finished) -> bool:
@@ -188,21 +187,30 @@ def _settle(request: Request, news: Any, on_end: Callable[[Request, Any, BaseExc
         on_end(request, news, None)
         outcome.discard(news)
         return
-    if type(news) is Finished:
-        if news.stdout is not None or news.stderr is not None or request.decoders:
-            _show_tails(request, news)
-        future.tell_end(news)
-    result, error = _unpack(request, news)
+    result, error = _outcome(request, news)
     if type(news) is Finished:
         news.body = b""  # the result has been made of it
     on_end(request, news, error)
     future.settle(result, error)
 
 
-def _settle_without(request: Request, error: BaseException) -> None:
-    """The last resort, should we err: whoever waits for the outcome learns that it cannot be had."""
-    what = f"{outcome.describe(request.future)}: its outcome cannot be delivered"
-    request.future.settle(None, RemoteError(f"{what} ({type(error).__name__})", type_name=type(error).__name__))
+def _outcome(request: Request, news: Any) -> tuple[Any, BaseException | None]:
+    """The result, or the exception. Should we err before there is one, that is told in its place."""
+    try:
+        if type(news) is Finished:
+            if news.stdout is not None or news.stderr is not None or request.decoders:
+                _show_tails(request, news)
+            request.future.tell_end(news)
+    except BaseException as error:
+        log.exception("delivering to %r", request.future)
+        return None, _lost(request, "delivered", error)
+    return _unpack(request, news)
+
+
+def _lost(request: Request, what: str, error: BaseException) -> RemoteError:
+    """The last resort: whoever waits for the outcome learns that it cannot be had."""
+    text = f"{outcome.describe(request.future)}: its outcome cannot be {what} ({type(error).__name__})"
+    return RemoteError(text, type_name=type(error).__name__)
 
 
 def _unpack(request: Request, news: Any) -> tuple[Any, BaseException | None]:
@@ -210,8 +218,7 @@ def _unpack(request: Request, news: Any) -> tuple[Any, BaseException | None]:
         return outcome.unpack(request, news)
     except BaseException as error:
         log.debug("unpacking the outcome of %r", request.future, exc_info=True)
-        what = f"{outcome.describe(request.future)}: its outcome cannot be rebuilt here"
-        return None, RemoteError(f"{what} ({type(error).__name__})", type_name=type(error).__name__)
+        return None, _lost(request, "rebuilt here", error)
 
 
 def _print(request: Request, output: Output) -> None:
