@@ -30,8 +30,7 @@ class Surroundings:
 
     def order(self, options: TaskOptions, start: str) -> protocol.Prepare:
         """What is now, for tasks with these options that are started in this way."""
-        # the dictionary behind os.environ: to compare it costs a microsecond, to copy os.environ twenty
-        variables: dict[bytes, bytes] = os.environ._data  # type: ignore[attr-defined]
+        variables = processes.variables()
         directory = os.getcwd()
         managers = "multiprocessing.managers" in sys.modules
         if self._seen != (directory, sys.path, variables, managers):
