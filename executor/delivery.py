@@ -166,8 +166,8 @@ def deliver(
             _settle(request, news, on_end)
     except BaseException as error:
         log.exception("delivering to %r", request.future)
-        if kind not in _NO_ENDS:
-            request.future.settle(None, _lost(request, "delivered", error))  # unless it is settled
+        if kind not in _NO_ENDS and not request.future.done():
+            _settle_without(request, news, _lost(request, "delivered", error), on_end)
 
 
 def settle_at_once(request: Request, finished: Finished) -> bool:
@@ -187,24 +187,25 @@ def _settle(request: Request, news: Any, on_end: Callable[[Request, Any, BaseExc
         on_end(request, news, None)
         outcome.discard(news)
         return
-    result, error = _outcome(request, news)
+    if type(news) is Finished:
+        if news.stdout is not None or news.stderr is not None or request.decoders:
+            _show_tails(request, news)
+        future.tell_end(news)
+    result, error = _unpack(request, news)
     if type(news) is Finished:
         news.body = b""  # the result has been made of it
     on_end(request, news, error)
     future.settle(result, error)
 
 
-def _outcome(request: Request, news: Any) -> tuple[Any, BaseException | None]:
-    """The result, or the exception. Should we err before there is one, that is told in its place."""
+def _settle_without(
+    request: Request, news: Any, lost: RemoteError, on_end: Callable[[Request, Any, BaseException | None], None]
+) -> None:
+    """It was not counted either, and whoever waits until all are is not to wait for ever."""
     try:
-        if type(news) is Finished:
-            if news.stdout is not None or news.stderr is not None or request.decoders:
-                _show_tails(request, news)
-            request.future.tell_end(news)
-    except BaseException as error:
-        log.exception("delivering to %r", request.future)
-        return None, _lost(request, "delivered", error)
-    return _unpack(request, news)
+        on_end(request, news, lost)
+    finally:
+        request.future.settle(None, lost)
 
 
 def _lost(request: Request, what: str, error: BaseException) -> RemoteError:

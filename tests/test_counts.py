@@ -78,3 +78,16 @@ def test_a_task_whose_callback_wants_to_exit_is_counted_once(new_executor: New, 
     assert isinstance(future.result(PATIENCE / 2), int)
     assert executor.submit(divmod, 1, 0).exception(PATIENCE / 2) is not None  # delivered after it
     assert executor.counts() == Counts(2, finished=1, failed=1, running=0)
+
+
+def test_a_task_whose_outcome_we_fail_to_deliver_is_counted_all_the_same(
+    new_executor: New, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("a bug")
+
+    monkeypatch.setattr("executor.delivery._settle", fail)
+    executor = new_executor(1)
+    assert "cannot be delivered" in str(executor.submit(divmod, 1, 0).exception(PATIENCE / 2))
+    executor._wait_idle()
+    assert executor.counts() == Counts(1, failed=1, running=0)
