@@ -166,9 +166,8 @@ def deliver(
             _settle(request, news, on_end)
     except BaseException as error:
         log.exception("delivering to %r", request.future)
-        if kind not in _NO_ENDS:
-            on_end(request, news, error)  # whoever waits until all are counted is not to wait for ever
-            _settle_without(request, error)
+        if kind not in _NO_ENDS and not request.future.done():
+            _settle_without(request, news, _lost(request, "delivered", error), on_end)
 
 
 def settle_at_once(request: Request, finished: Finished) -> bool:
@@ -199,10 +198,20 @@ def _settle(request: Request, news: Any, on_end: Callable[[Request, Any, BaseExc
     future.settle(result, error)
 
 
-def _settle_without(request: Request, error: BaseException) -> None:
-    """The last resort, should we err: whoever waits for the outcome learns that it cannot be had."""
-    what = f"{outcome.describe(request.future)}: its outcome cannot be delivered"
-    request.future.settle(None, RemoteError(f"{what} ({type(error).__name__})", type_name=type(error).__name__))
+def _settle_without(
+    request: Request, news: Any, lost: RemoteError, on_end: Callable[[Request, Any, BaseException | None], None]
+) -> None:
+    """It was not counted either, and whoever waits until all are is not to wait for ever."""
+    try:
+        on_end(request, news, lost)
+    finally:
+        request.future.settle(None, lost)
+
+
+def _lost(request: Request, what: str, error: BaseException) -> RemoteError:
+    """The last resort: whoever waits for the outcome learns that it cannot be had."""
+    text = f"{outcome.describe(request.future)}: its outcome cannot be {what} ({type(error).__name__})"
+    return RemoteError(text, type_name=type(error).__name__)
 
 
 def _unpack(request: Request, news: Any) -> tuple[Any, BaseException | None]:
@@ -210,8 +219,7 @@ def _unpack(request: Request, news: Any) -> tuple[Any, BaseException | None]:
         return outcome.unpack(request, news)
     except BaseException as error:
         log.debug("unpacking the outcome of %r", request.future, exc_info=True)
-        what = f"{outcome.describe(request.future)}: its outcome cannot be rebuilt here"
-        return None, RemoteError(f"{what} ({type(error).__name__})", type_name=type(error).__name__)
+        return None, _lost(request, "rebuilt here", error)
 
 
 def _print(request: Request, output: Output) -> None:

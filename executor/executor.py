@@ -15,8 +15,6 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import msgspec
-
 from executor.asynchronous import wait_result
 from executor.calls import Request, pack_arguments, pack_initializer
 from executor.checks import (
@@ -39,7 +37,7 @@ from executor.core.model import ONE_CPU_EACH, Task, Variants
 from executor.counts import Counts
 from executor.errors import UnsatisfiableRequest
 from executor.explanation import Explanation
-from executor.files import OutputFile, make_files, only_for_programs
+from executor.files import only_for_programs
 from executor.functions import Function
 from executor.future import TaskFuture
 from executor.hub import Hub
@@ -49,7 +47,7 @@ from executor.jobs.job import Job
 from executor.jobs.submitted import SubmittedJob
 from executor.launched import Local, Ssh
 from executor.mapping import chain, results_of
-from executor.options import DEVNULL, Destination, Stream, TaskOptions, make_options
+from executor.options import TaskOptions, make_options
 from executor.program import Program
 from executor.progress import ProgressBar
 from executor.python_env import SAME_PYTHON, PythonEnv
@@ -57,6 +55,7 @@ from executor.report.making import make_report
 from executor.report.page import render_page
 from executor.report.recorder import Recorder
 from executor.report.report import Report
+from executor.settings import make_settings
 from executor.surroundings import Surroundings
 from executor.worker import WorkerInfo
 from worker_agent import detection, protocol
@@ -256,7 +255,7 @@ class HPCExecutor(_Tasks):
         self._agents = check_agents(here if agents is None else agents, self._max_workers)
         self._lease = check_duration("lease", lease, SHORTEST_LEASE)
         self._options = TaskOptions()
-        self._settings = _settings(self._options, self._kill_grace)
+        self._settings = make_settings(self._options, self._kill_grace)
         self._lock = threading.Lock()
         self._hub: Hub | None = None
         self._shut_down = False
@@ -519,7 +518,7 @@ class BoundExecutor(_Tasks):
     def __init__(self, executor: HPCExecutor, options: TaskOptions) -> None:
         self._executor = executor
         self._options = options
-        self._settings = _settings(options, executor._kill_grace)
+        self._settings = make_settings(options, executor._kill_grace)
 
     def _owner(self) -> HPCExecutor:
         return self._executor
@@ -536,44 +535,6 @@ def _name(fn: Any) -> str:
     if isinstance(fn, Program):
         return os.path.basename(fn.argv[0])
     return getattr(fn, "__qualname__", None) or type(fn).__qualname__
-
-
-#: No stream is longer: what a message holds as a number.
-_MOST_BYTES = 2**62
-
-
-def _settings(options: TaskOptions, grace: float) -> protocol.Settings | None:
-    made = protocol.Settings(
-        env=dict(options.env), cwd=options.cwd, stdout=_destination(options.stdout),
-        stderr=_destination(options.stderr), time_limit=options.time_limit, grace=grace,
-        output_limit=min(options.output_limit, _MOST_BYTES), pin=options.pin or "",
-        enforce_memory=options.enforce_memory, stream=_stream(options),
-        files=make_files(
-            options.task_dir, options.inputs, options.outputs, options.cwd, options.stdout, options.stderr
-        ),
-        launcher=list(options.launcher),
-    )  # fmt: skip
-    return None if made == protocol.DEFAULT_SETTINGS else made
-
-
-def _stream(options: TaskOptions) -> protocol.StreamTo | None:
-    """Where stdout and stderr go, those of them that go to stream files."""
-    if options.stream is None:
-        return None
-    stdout, stderr = (destination is Stream.STREAM for destination in (options.stdout, options.stderr))
-    if not (stdout or stderr):
-        return None
-    name = options.stream.name or options.name or ""
-    sendable = name.encode(errors="replace").decode()
-    return msgspec.structs.replace(options.stream, name=sendable, stdout=stdout, stderr=stderr)
-
-
-def _destination(destination: Destination) -> str | None:
-    if destination is DEVNULL:
-        return ""
-    if isinstance(destination, OutputFile):
-        return os.fspath(destination.path)
-    return destination if isinstance(destination, str) else None
 
 
 def _submitter(view: weakref.ref[_Tasks], fn: Callable[..., Any], *, chunk: bool) -> Callable[[Any], TaskFuture | None]:

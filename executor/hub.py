@@ -407,8 +407,11 @@ class Hub:
         self._hear(worker, *reports)
 
     def _hear(self, worker: Worker, *reports: protocol.Report) -> None:
-        heard = [report for report in reports if self._listens(worker, report)]
-        self._perform(self._core.receive(worker.id, heard, time.monotonic()))
+        self._perform(self._core.receive(worker.id, self._heard(worker, reports), time.monotonic()))
+
+    def _heard(self, worker: Worker, reports: Sequence[protocol.Report]) -> list[protocol.Report]:
+        """Those that are for the core."""
+        return [report for report in reports if self._listens(worker, report)]
 
     def _listens(self, worker: Worker, report: protocol.Report) -> bool:
         """Whether the report is for the core; what is for the log, or for us, is seen to."""
@@ -482,7 +485,7 @@ class Hub:
     # --- agents -------------------------------------------------------------------------------------------------------
 
     def _on_agent_end(self, gone: Gone) -> None:
-        last = [report for report in self._placing.abandon(gone.worker) if self._listens(gone.worker, report)]
+        last = self._heard(gone.worker, self._placing.abandon(gone.worker))
         self.recorder.left(gone.worker.id, time.time())
         if self._supply is not None:
             self._supply.left(gone.worker.id)

@@ -16,7 +16,7 @@ import msgspec
 
 from executor.errands import Errand, Errands
 from executor.worker import Worker
-from worker_agent import protocol, store, task_files
+from worker_agent import protocol, task_files
 
 #: Seconds in which outputs that are given up have left the disk alone, unless that hangs.
 PATIENCE = 5.0
@@ -104,18 +104,13 @@ def _move(
     """On the thread. The files get their names in a directory of ours first, in which no agent can put a link."""
     try:
         with tempfile.TemporaryDirectory(prefix="outputs-", dir=place, ignore_cleanup_errors=True) as top:
-            for folder in tree.folders:
-                os.makedirs(os.path.join(top, folder), exist_ok=True)
-            for file in tree.files:
-                _name(top, file)
+            task_files.lay_out(top, tree, _name)
             return task_files.collect(top, outputs, abandoned)
     finally:
-        for file in tree.files:
-            store.remove(file.piece)
+        task_files.discard(tree)
 
 
 def _name(top: str, file: protocol.SentFile) -> None:
-    path = os.path.join(top, file.name)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
+    path = task_files.parented(top, file.name)
     os.chmod(file.piece, file.mode & 0o777)
     os.rename(file.piece, path)

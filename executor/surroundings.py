@@ -12,7 +12,7 @@ from typing import Any
 from executor.errors import OptionValueError
 from executor.options import TaskOptions, is_text
 from executor.python_env import SAME_PYTHON, PythonEnv
-from worker_agent import protocol
+from worker_agent import processes, protocol
 
 
 class Surroundings:
@@ -35,8 +35,7 @@ class Surroundings:
 
     def order(self, options: TaskOptions, start: str) -> protocol.Prepare:
         """What is now, for tasks with these options that are started in this way."""
-        # the dictionary behind os.environ: to compare it costs a microsecond, to copy os.environ twenty
-        variables: dict[bytes, bytes] = os.environ._data  # type: ignore[attr-defined]
+        variables = processes.variables()
         directory = os.getcwd()
         managers = "multiprocessing.managers" in sys.modules
         if self._seen != (directory, sys.path, variables, managers):

@@ -265,8 +265,7 @@ class Transfers:
             return
         sending.waits = False
         log.warning("the payloads of task %d cannot be sent: %s", sending.run.task, error)
-        failed = _unsent if isinstance(error, input_files.InputError) else _failed
-        self._on_failure(failed(sending.run.task, sending.run.attempt, error))
+        self._on_failure(_failed(sending.run.task, sending.run.attempt, error))
 
     def withdraw(self, task: int) -> bool:
         """Whether the agent has not been told of the task; then it will never be."""
@@ -352,9 +351,10 @@ class Transfers:
     def _wanted(self, report: protocol.Finished) -> Mapping[str, str]:
         """The outputs that the attempt has to give, and where to: only what we have told the agent counts."""
         sending = self._sendings.get(report.task)
+        if sending is None or sending.waits or sending.run.attempt != report.attempt:
+            return {}
         well = report.end == protocol.COMPLETED and report.returncode == 0
-        ours = sending is not None and not sending.waits and sending.run.attempt == report.attempt
-        return _files(sending.run).outputs if sending is not None and ours and well else {}
+        return _files(sending.run).outputs if well else {}
 
     def _arrived(self, tree: protocol.Tree, wanted: Mapping[str, str]) -> protocol.Tree:
         """The same with our files as the pieces. Raises OSError, ValueError."""
@@ -440,10 +440,8 @@ def _is_of_one_task(stored: protocol.Stored, run: protocol.Run) -> bool:
 
 
 def _failed(task: int, attempt: int, error: Exception) -> protocol.Finished:
+    """A program without an input has not started."""
+    if isinstance(error, input_files.InputError):
+        text = str(error.strerror).encode(errors="replace")
+        return protocol.Finished(task, attempt, protocol.NOT_STARTED, text, error.errno)
     return protocol.Finished(task, attempt, protocol.ERROR, bodies.dump_error(error, []))
-
-
-def _unsent(task: int, attempt: int, error: Exception) -> protocol.Finished:
-    assert isinstance(error, input_files.InputError)
-    text = str(error.strerror).encode(errors="replace")
-    return protocol.Finished(task, attempt, protocol.NOT_STARTED, text, error.errno)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from pools import PATIENCE, new_executor
+from waiting import pass_gate
 
 from executor import HPCExecutor
 from executor.counts import Counts
@@ -62,3 +63,31 @@ def test_when_no_task_is_left_all_are_counted(new_executor: New) -> None:
         executor.submit(id, threading.Lock())
         executor._wait_idle()
         assert executor.counts() == Counts(51 * times, 25 * times, 26 * times, running=0)
+
+
+def leave(_: object) -> None:
+    raise SystemExit
+
+
+def test_a_task_whose_callback_wants_to_exit_is_counted_once(new_executor: New, gate: Any) -> None:
+    """What got out of the callback was taken for a failed delivery, and the task counted again, as failed."""
+    executor = new_executor(1)
+    future = executor.submit(pass_gate, *gate.paths)
+    future.add_done_callback(leave)
+    gate.open()
+    assert isinstance(future.result(PATIENCE / 2), int)
+    assert executor.submit(divmod, 1, 0).exception(PATIENCE / 2) is not None  # delivered after it
+    assert executor.counts() == Counts(2, finished=1, failed=1, running=0)
+
+
+def test_a_task_whose_outcome_we_fail_to_deliver_is_counted_all_the_same(
+    new_executor: New, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("a bug")
+
+    monkeypatch.setattr("executor.delivery._settle", fail)
+    executor = new_executor(1)
+    assert "cannot be delivered" in str(executor.submit(divmod, 1, 0).exception(PATIENCE / 2))
+    executor._wait_idle()
+    assert executor.counts() == Counts(1, failed=1, running=0)

@@ -428,7 +428,7 @@ def test_a_running_task_that_is_cancelled_does_not_fail_by_its_being_killed() ->
         def kill(self, task_id: int, number: int, grace: float | None, /) -> object:
             return future.settle(None, TaskKilled(f"task {task_id}"))
 
-    future._control = Quick()  # type: ignore[assignment]
+    future._control = Quick()  # type: ignore[assignment]  # of a control, all that is asked for here
     assert future.cancel(kill=True)
     assert future.cancelled()
 

@@ -369,7 +369,7 @@ def test_a_name_is_what_it_was_written_as(new_executor: New) -> None:
 
 def test_what_is_no_job_is_refused(new_executor: New) -> None:
     with pytest.raises(TypeError, match=r"job='study.toml': expected a Job; Job.from_file\(\) makes one"):
-        new_executor().submit_job("study.toml")  # type: ignore[arg-type]
+        new_executor().submit_job("study.toml")  # type: ignore[arg-type]  # that is what is tested
 
 
 # ---- any job

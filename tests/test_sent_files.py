@@ -472,23 +472,34 @@ def test_of_an_agent_that_is_gone_counts_what_is_in_its_place(placed: Placed, tm
     assert placed.told == []
 
 
-def test_an_attempt_that_was_given_up_writes_nothing_though_the_disk_hung(
-    placed: Placed, other_disk: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(placing_module, "PATIENCE", 0.0)
-    entered, go_on = threading.Event(), threading.Event()
-    copy_file = task_files._copy_file
+class SlowDisk:
+    """A copy to it begins when ``entered`` is set, and goes on when ``go_on`` is."""
 
-    def slow(*args: Any) -> None:
-        entered.set()
-        go_on.wait(30)
+    def __init__(self) -> None:
+        self.entered, self.go_on = threading.Event(), threading.Event()
+
+
+@pytest.fixture
+def slow_disk(monkeypatch: pytest.MonkeyPatch) -> SlowDisk:
+    disk, copy_file = SlowDisk(), task_files._copy_file
+
+    def copy_slowly(*args: Any) -> None:
+        disk.entered.set()
+        disk.go_on.wait(30)
         copy_file(*args)
 
-    monkeypatch.setattr(task_files, "_copy_file", slow)
+    monkeypatch.setattr(task_files, "_copy_file", copy_slowly)
+    return disk
+
+
+def test_an_attempt_that_was_given_up_writes_nothing_though_the_disk_hung(
+    placed: Placed, other_disk: Path, slow_disk: SlowDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(placing_module, "PATIENCE", 0.0)
     placed.start(other_disk / "target")
-    assert entered.wait(30)
+    assert slow_disk.entered.wait(30)
     assert placed.placing.abandon(placed.worker) == []
-    go_on.set()
+    slow_disk.go_on.set()
     placed.posted.get(timeout=30)()
     assert placed.told == []
     wait_until(lambda: not os.listdir(placed.place))
@@ -496,22 +507,13 @@ def test_an_attempt_that_was_given_up_writes_nothing_though_the_disk_hung(
 
 
 def test_a_task_that_is_killed_while_its_output_is_moved_is_killed(
-    placed: Placed, other_disk: Path, monkeypatch: pytest.MonkeyPatch
+    placed: Placed, other_disk: Path, slow_disk: SlowDisk
 ) -> None:
-    entered, go_on = threading.Event(), threading.Event()
-    copy_file = task_files._copy_file
-
-    def slow(*args: Any) -> None:
-        entered.set()
-        go_on.wait(30)
-        copy_file(*args)
-
-    monkeypatch.setattr(task_files, "_copy_file", slow)
     placed.start(other_disk / "target")
-    assert entered.wait(30)
+    assert slow_disk.entered.wait(30)
     placed.placing.kill(8)
     placed.placing.kill(7)
-    go_on.set()
+    slow_disk.go_on.set()
     placed.posted.get(timeout=30)()
     assert [report.end for report in placed.told] == [protocol.KILLED]
     assert os.listdir(other_disk) == []

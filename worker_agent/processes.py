@@ -77,6 +77,12 @@ def has_children() -> bool:
     return True
 
 
+def variables() -> dict[bytes, bytes]:
+    """The dictionary behind ``os.environ``: to compare it costs a microsecond, to copy ``os.environ`` twenty."""
+    found: dict[bytes, bytes] = os.environ._data  # type: ignore[attr-defined]  # not public
+    return found
+
+
 def this_python() -> list[str]:
     """This interpreter, with the flags it was started with (as :mod:`multiprocessing` does it)."""
     import subprocess

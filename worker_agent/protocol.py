@@ -23,8 +23,8 @@ task names its attempt: a late answer is recognised by it.
 
 Bytes that are large do not travel in messages: a :class:`Stored` names a file in the session's private directories. An
 agent that does not see these gets the file in pieces, and sends those of its own; so do inputs and outputs of programs,
-which are files of users. A message that is too large for a
-frame all the same (a program's standard input, say) travels as :class:`Fragment` messages, in either direction.
+which are files of users. A message that is too large for a frame all the same (a program's standard input, say) travels
+as :class:`Fragment` messages, in either direction.
 """
 
 from __future__ import annotations

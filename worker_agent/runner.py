@@ -200,8 +200,7 @@ class Interpreter:
         self, cwd: str | None, env: dict[str, str | None], stdout: str | None, stderr: str | None
     ) -> Iterator[None]:
         """Where and how the task wants to run; afterwards as before, for the next task of this interpreter."""
-        # the dictionary behind os.environ: os.environ itself would be copied variable by variable
-        saved: dict[bytes, bytes] = os.environ._data.copy()  # type: ignore[attr-defined]
+        saved = processes.variables().copy()
         try:
             enter(cwd, env)
             with redirected(stdout, stderr):
@@ -320,7 +319,7 @@ def set_variables(variables: dict[str, str]) -> None:
 
 def restore_variables(saved: dict[bytes, bytes]) -> None:
     """Make the environment what it was; there are few differences, and each variable that is set takes a while."""
-    environ, now = os.environb, os.environb._data  # type: ignore[attr-defined]
+    environ, now = os.environb, processes.variables()
     if now != saved:
         for name in now.keys() - saved.keys():
             del environ[name]

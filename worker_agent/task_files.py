@@ -66,23 +66,28 @@ def prepare(scratch: str, files: protocol.Files, sent: Callable[[protocol.SentFi
     for name, source in files.inputs.items():
         if not os.path.exists(source):
             raise OSError(errno.ENOENT, why_no_input(name, source))
-        os.symlink(source, _parented(scratch, name))
+        os.symlink(source, parented(scratch, name))
     if files.sent is not None:
-        _link_sent(scratch, files.sent, sent)
+        lay_out(scratch, files.sent, partial(_link_sent, sent))
     for name in files.outputs:
-        _parented(scratch, name)
+        parented(scratch, name)
 
 
-def _link_sent(scratch: str, tree: protocol.Tree, sent: Callable[[protocol.SentFile], str]) -> None:
-    """Hard links: a program that asks where its file really lies finds it in its directory, beside the others."""
+def lay_out(top: str, tree: protocol.Tree, put: Callable[[str, protocol.SentFile], None]) -> None:
+    """Make the folders of the tree in a directory, and have ``put(top, file)`` bring each file there."""
     for folder in tree.folders:
-        os.makedirs(os.path.join(scratch, folder), exist_ok=True)
+        os.makedirs(os.path.join(top, folder), exist_ok=True)
     for file in tree.files:
-        try:
-            os.link(sent(file), _parented(scratch, file.name))
-        except OSError as error:
-            text = f"its input {file.name!r}, which was sent to {socket.gethostname()}, is not to be had: {error}"
-            raise OSError(errno.ESTALE, text) from error
+        put(top, file)
+
+
+def _link_sent(sent: Callable[[protocol.SentFile], str], scratch: str, file: protocol.SentFile) -> None:
+    """A hard link: a program that asks where its file really lies finds it in its directory, beside the others."""
+    try:
+        os.link(sent(file), parented(scratch, file.name))
+    except OSError as error:
+        text = f"its input {file.name!r}, which was sent to {socket.gethostname()}, is not to be had: {error}"
+        raise OSError(errno.ESTALE, text) from error
 
 
 def why_no_input(name: str, source: str) -> str:
@@ -91,8 +96,9 @@ def why_no_input(name: str, source: str) -> str:
     return f"its input {name!r} is not to be had: {host} has no {source!r}; put it on a file system that {host} sees"
 
 
-def _parented(scratch: str, name: str) -> str:
-    path = os.path.join(scratch, name)
+def parented(top: str, name: str) -> str:
+    """The path of a name in a directory; the folders on the way to it are there then. Raises OSError."""
+    path = os.path.join(top, name)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     return path
 
