@@ -182,7 +182,7 @@ def test_a_function_on_several_ranks_gives_the_list_of_its_results(executor: HPC
 @needs_mpi4py
 def test_a_function_finds_its_directory_its_variables_and_its_output(executor: HPCExecutor, tmp_path: Any) -> None:
     def where() -> tuple[str, str]:
-        print("rank", world().rank)
+        sys.stdout.write(f"rank {world().rank}\n")  # at once, where streams are not buffered
         return os.getcwd(), os.environ["CASE"]
 
     future = executor.options(ranks=2, cwd=tmp_path / "made", env={"CASE": "7"}, stdout=CAPTURE).submit(where)
