@@ -17,6 +17,7 @@ from executor.batch.slurm import SlurmSystem
 from executor.batch.system import BatchSystem
 from executor.checks import check_duration
 from executor.core.allocations import Policy
+from executor.core.offers import Offer
 from executor.quantities import parse_size
 from worker_agent.declared import parse_pools
 from worker_agent.pools import Pool
@@ -84,6 +85,11 @@ class BatchCluster:
             return None
         asked = {"cpus": self.cpus, "memory": self.memory, "gpus": self.gpus, **self.resources}
         return parse_pools({name: what for name, what in asked.items() if what is not None})
+
+    @property
+    def offer(self) -> Offer:
+        """What each agent there will have, as far as anybody knows."""
+        return Offer(self.pools, self.policy.each, self.seconds, asked=True)
 
     @property
     def seconds(self) -> float:

@@ -34,6 +34,7 @@ from executor.cluster_settings import resolve
 from executor.clusters import BatchCluster
 from executor.core.members import LEASE
 from executor.core.model import ONE_CPU_EACH, Task, Variants
+from executor.core.offers import Offer, find_impossible
 from executor.counts import Counts
 from executor.errors import UnsatisfiableRequest
 from executor.explanation import Explanation
@@ -41,7 +42,6 @@ from executor.files import only_for_programs
 from executor.functions import Function
 from executor.future import TaskFuture
 from executor.hub import Hub
-from executor.impossible import find_impossible
 from executor.invitations import Invitation
 from executor.jobs.job import Job
 from executor.jobs.submitted import SubmittedJob
@@ -264,7 +264,7 @@ class HPCExecutor(_Tasks):
         self._open = True
         _executors.add(self)
         #: agents may come that nobody knows yet
-        self._has_invited = bool(self._clusters)
+        self._has_invited = False
         #: what tasks need that was looked at
         self._possible: set[Variants] = set()
         self._task_numbers = itertools.count(1)
@@ -418,17 +418,18 @@ class HPCExecutor(_Tasks):
         """Refuse what no agent can ever run; who has invited others is only warned. Looks at each once."""
         if variants in self._possible:
             return
-        pools = detection.divided(self._pools, self._agents) if self._agents else []
-        if self._has_invited and self._hub is not None:
-            pools += self._hub.pools()
-        known = [cluster.pools for cluster in self._clusters]
-        impossible = find_impossible(variants, [*pools, *filter(None, known)]) if None not in known else None
+        impossible = find_impossible(variants, self._offers())
         if impossible is not None:
             text = f"the task {name!r} needs {impossible}"
-            if self._agents and not self._has_invited:
+            if (self._agents or self._clusters) and not self._has_invited:
                 raise UnsatisfiableRequest(text, task=name, **impossible.attributes())
             log.warning("%s: it waits for one that has", text)
         self._possible.add(variants)
+
+    def _offers(self) -> list[Offer]:
+        pools = detection.divided(self._pools, self._agents) if self._agents else []
+        others = self._hub.offers() if self._has_invited and self._hub is not None else []
+        return [*(Offer(each, len(pools)) for each in pools), *others, *(each.offer for each in self._clusters)]
 
     def _hand_over(self, hub: Hub, task: Task) -> None:
         with self._lock:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from executor.core.explain import Reasons
 from executor.core.model import WorkerId
@@ -14,25 +14,29 @@ from executor.future import TaskFuture
 class Explanation:
     """What ``HPCExecutor.explain`` gives; ``str()`` of it is for people.
 
-    ``summary`` says where the task stands. ``workers`` says, for one that waits for room, what keeps it from each
-    agent: by the agent's host and process.
+    ``summary`` says where the task stands. For one that waits for room, ``workers`` says what keeps it from each agent,
+    by the agent's host and process, and ``clusters`` what becomes of the agents that are to come, by the name of the
+    batch system and the job.
     """
 
     future: TaskFuture
     summary: str
     workers: Mapping[str, str]
+    clusters: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return "\n".join([f"task {self.future.task_id} ({self.future.name}): {self.summary}", *self._lines()])
 
     def _lines(self) -> list[str]:
-        return [f"  {name}: {text}" for name, text in self.workers.items()]
+        return [f"  {name}: {text}" for name, text in (*self.workers.items(), *self.clusters.items())]
 
 
-def make_explanation(future: TaskFuture, reasons: Reasons, names: Mapping[WorkerId, str]) -> Explanation:
-    """``names`` are those of the workers."""
+def make_explanation(
+    future: TaskFuture, reasons: Reasons, names: Mapping[WorkerId, str], clusters: Mapping[str, str]
+) -> Explanation:
+    """``names`` are those of the workers; ``clusters`` as in :class:`Explanation`."""
     workers = {names[worker]: text for worker, text in reasons.workers if worker in names}
-    return Explanation(future, _summary(future, reasons, names), workers)
+    return Explanation(future, _summary(future, reasons, names), workers, clusters)
 
 
 def _summary(future: TaskFuture, reasons: Reasons, names: Mapping[WorkerId, str]) -> str:

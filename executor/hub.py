@@ -17,6 +17,7 @@ import select
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -29,6 +30,7 @@ from executor.clusters import BatchCluster
 from executor.core import effects
 from executor.core.explain import explain
 from executor.core.model import Task, WorkerId
+from executor.core.offers import Offer, find_impossible
 from executor.core.scheduler import Scheduler
 from executor.counts import Counts
 from executor.delivery import CANCELLED, Delivery
@@ -41,6 +43,7 @@ from executor.future import TaskFuture
 from executor.inbox import Inbox
 from executor.invitations import Invitation
 from executor.orders import Orders
+from executor.outcome import refusal
 from executor.payloads import Payloads
 from executor.placing import Placing
 from executor.report.recorder import Recorder, Snapshot
@@ -85,6 +88,8 @@ class Hub:
         self._imports = list(imports)
         #: of agents by clusters, if there are any
         self._supply: Supply | None = None
+        #: agents may join of which nobody knows anything
+        self._has_invited = False
         self._kill_grace = kill_grace
         self._core = Scheduler()
         #: the last step had new tasks: more may follow
@@ -192,6 +197,7 @@ class Hub:
         self, count: int, seconds: float, host: str | None, port: int | None, imports: list[str]
     ) -> Invitation:
         """Let agents join over the network. Waits for the hub; raises what it raises."""
+        self._has_invited = True
         given = self._call(lambda: self._agents.invitations.invite(count, seconds, host, port, imports))
         if given is None:
             raise RuntimeError("the executor has ended")
@@ -234,9 +240,14 @@ class Hub:
         """What has run until now, all tasks that are seen to be done included."""
         return self._call(self.recorder.snapshot) or self.recorder.snapshot()
 
-    def pools(self) -> list[list[Pool]]:
-        """What each of the agents has that have joined."""
-        return self._call(lambda: [worker.pools for worker in self._agents if worker.member is not None]) or []
+    def offers(self) -> list[Offer]:
+        """What each of the agents has."""
+        return self._call(lambda: self._offers(time.monotonic())) or []
+
+    def _offers(self, now: float) -> list[Offer]:
+        staying = [worker for worker in self._agents if worker.member is None or worker.id in self._core.workers]
+        sizes = Counter(worker.group for worker in staying)
+        return [Offer(worker.pools, sizes[worker.group], self._core.lifetime(worker.id, now)) for worker in staying]
 
     def explain(self, future: TaskFuture) -> Explanation:
         """Why a task does not run."""
@@ -246,7 +257,8 @@ class Hub:
     def _explain(self, future: TaskFuture) -> Explanation:
         reasons = explain(self._core, future.task_id, time.monotonic())
         names = {worker.id: self._agents[worker.id].title for worker in self._agents if worker.member is not None}
-        return make_explanation(future, reasons, names)
+        coming = {} if self._supply is None or reasons.state != "ready" else self._supply.describe(time.monotonic())
+        return make_explanation(future, reasons, names, coming)
 
     def _describe_all(self) -> list[WorkerInfo]:
         return [self._describe(worker) for worker in self._agents if worker.member is not None]
@@ -510,8 +522,19 @@ class Hub:
         """More agents where tasks wait, fewer where none do."""
         if not self._closing or self._core.tasks:
             supply.look(now, self._core.waiting, list(self._core.workers.values()))
-        if supply.hopeless and not self._core.workers and self._core.tasks:
-            self._fail(AgentFailed(f"no agent will come: {supply.hopeless}"), None)
+        if all(supply.hopeless) and not self._core.workers and self._core.tasks:
+            self._fail(AgentFailed(f"no agent will come: {'; '.join(supply.hopeless)}"), None)
+        elif not self._has_invited:
+            self._refuse_impossible(supply, now)
+
+    def _refuse_impossible(self, supply: Supply, now: float) -> None:
+        """Tasks do not wait for agents that never come."""
+        offers = [*self._offers(now), *supply.offers]
+        for of in self._core.waiting:
+            lacking = find_impossible(of.variants, offers)
+            if lacking is not None:
+                explain = partial(refusal, lacking, supply.why_not(of.variants))
+                self._perform(self._core.refuse(of, explain, now))
 
     def _drain(self, worker: WorkerId) -> None:
         """It gets nothing more: it is about to be told to leave."""

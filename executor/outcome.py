@@ -17,7 +17,10 @@ from cloudpickle.cloudpickle import (
 from executor.calls import Request
 from executor.core import effects
 from executor.core.dependents import FAILED, OK
+from executor.core.model import Task
+from executor.core.offers import Impossible
 from executor.errors import (
+    AgentFailed,
     DependencyFailed,
     EnvironmentFailed,
     InitializerFailed,
@@ -32,6 +35,7 @@ from executor.errors import (
     TaskLost,
     TaskOutOfMemory,
     TaskTimeout,
+    UnsatisfiableRequest,
     describe_end,
     with_stderr,
 )
@@ -284,6 +288,14 @@ def _refused(request: Request, outcome: effects.Refused) -> BaseException:
     if outcome.error:
         failure.__cause__ = _load_error(request.future, outcome.error)
     return failure
+
+
+def refusal(lacking: Impossible, why_not: str, task: Task) -> BaseException:
+    """The exception for a task that no agent can run. ``why_not``: why none will come that could; "" if none could."""
+    name = task.body.future.name
+    if why_not:
+        return AgentFailed(f"the task {name!r} needs {lacking} now: {why_not}")
+    return UnsatisfiableRequest(f"the task {name!r} needs {lacking}", task=name, **lacking.attributes())
 
 
 def _unmet(request: Request, outcome: effects.Unmet) -> DependencyFailed:

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from executor.addresses import ROUTABLE
@@ -28,9 +28,10 @@ from executor.batch.states import JobRecord, JobStatus
 from executor.batch.submissions import state_directory
 from executor.clusters import BatchCluster
 from executor.core import allocations
-from executor.core.allocations import Allocation, AllocationId, Allocations, Ask, GiveBack, GiveUp
+from executor.core.allocations import Allocation, AllocationId, Allocations, Ask, GiveBack, GiveUp, Phase
 from executor.core.demand import Chance, wanted_agents
-from executor.core.model import TaskClass, Worker, WorkerId
+from executor.core.model import TaskClass, Variants, Worker, WorkerId
+from executor.core.offers import Offer, best_of, less_than_asked
 from executor.errors import ListenError, NetworkUnsafe
 from executor.invitations import Invitation, Invitations
 from worker_agent import interpreter
@@ -44,6 +45,12 @@ INTERVAL = 1.0
 QUEUE_PATIENCE = 30 * 86400.0
 #: Bytes of the end of an allocation's output that an error quotes.
 _LOG_TAIL = 4000
+
+
+_PHASES = {
+    Phase.ASKED: "it is being submitted for {} s", Phase.QUEUED: "it waits in the queue for {} s",
+    Phase.RUNNING: "it runs for {} s, and no agent has joined",
+}  # fmt: skip
 
 
 @dataclass(slots=True, eq=False)
@@ -75,7 +82,7 @@ class Supply:
         self._post = post
         self._core = Allocations([cluster.policy for cluster in clusters])
         self._systems = [cluster.system() for cluster in clusters]
-        self._pools = [cluster.pools for cluster in clusters]
+        self._offers = [cluster.offer for cluster in clusters]
         self._granted: dict[AllocationId, _Granted] = {}
         self._by_launch: dict[str, AllocationId] = {}
         self._host = next((each.host for each in clusters if each.host is not None), ROUTABLE)
@@ -90,9 +97,34 @@ class Supply:
         self._allocator.start()
 
     @property
-    def hopeless(self) -> str:
-        """Why no agent will ever come; "" as long as one may."""
+    def hopeless(self) -> list[str]:
+        """For each cluster why no agent will ever come; "" as long as one may."""
         return self._core.hopeless
+
+    @property
+    def offers(self) -> list[Offer]:
+        """What the agents have that may come."""
+        return [offer for offer, why in zip(self._offers, self.hopeless, strict=True) if not why]
+
+    def why_not(self, variants: Variants) -> str:
+        """Why no agent will come that could have run such a task; "" if there never was one."""
+        lost = zip(self._offers, self.hopeless, strict=True)
+        return "; ".join(why for offer, why in lost if why and any(map(offer.meets, variants)))
+
+    def describe(self, now: float) -> dict[str, str]:
+        """Allocations that have no agent yet, and why none is asked for, in words; by batch system and job."""
+        paused = zip(self._systems, self._core.describe_pauses(now), strict=True)
+        coming = [each for each in self._core if not each.joined and each.id in self._granted]
+        return {
+            **{system.name: why for system, why in paused if why},
+            **dict(self._describe(each, self._granted[each.id], now) for each in coming),
+        }
+
+    def _describe(self, allocation: Allocation, granted: _Granted, now: float) -> tuple[str, str]:
+        record = granted.record
+        said = ", ".join(filter(None, (record.word, record.reason))) if record is not None else ""
+        text = _PHASES[allocation.phase].format(f"{now - allocation.since:.0f}") + (f" ({said})" if said else "")
+        return f"{self._systems[allocation.cluster].name} job {granted.job or 'that is submitted'}", text
 
     # --- what is wanted -----------------------------------------------------------------------------------------------
 
@@ -103,10 +135,7 @@ class Supply:
         self._perform(self._core.plan(now, wanted_agents(classes, self._chances()), idle))
 
     def _chances(self) -> list[Chance]:
-        return [
-            Chance(pools, cluster.seconds, cluster.policy.most)
-            for cluster, pools in zip(self._clusters, self._pools, strict=True)
-        ]
+        return [Chance(offer, cluster.policy.most) for cluster, offer in zip(self._clusters, self._offers, strict=True)]
 
     def _perform(self, effects: Sequence[allocations.Effect]) -> None:
         for effect in effects:
@@ -153,8 +182,16 @@ class Supply:
         number = self._by_launch.get(launch)
         allocation = None if number is None else self._core.find(number)
         if allocation is not None:
-            self._pools[allocation.cluster] = pools
+            self._learn(allocation.cluster, pools)
             self._core.joined(allocation.id, worker, now)
+
+    def _learn(self, cluster: int, pools: list[Pool]) -> None:
+        """What an agent has tells what others will have."""
+        known = self._offers[cluster]
+        for line in less_than_asked(known, pools):
+            log.warning("%s: %s", self._systems[cluster].name, line)
+        best = pools if known.asked else best_of(known.pools or (), pools)
+        self._offers[cluster] = replace(known, pools=best, asked=False)
 
     def left(self, worker: WorkerId) -> None:
         """An agent is gone."""

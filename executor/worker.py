@@ -37,6 +37,11 @@ class Worker:
         """Host and process, for people."""
         return f"{self.host} (process {self.member.hello.pid})" if self.member is not None else "an agent that starts"
 
+    @property
+    def group(self) -> str:
+        """The agents of one group run tasks on several nodes; before they have joined, those that are started here."""
+        return self.member.hello.group if self.member is not None else ""
+
     def send(self, order: protocol.Order) -> None:
         """With the next frame, if it has joined."""
         if self.member is not None:

@@ -8,7 +8,7 @@ Rule 2: what ends is replaced, because what there is is compared with what is wa
 Rule 3: an allocation that is not used any more is given back: one that runs after ``idle`` seconds without a task, one
         that waits in a queue after as many seconds in which nobody wanted it.
 Rule 4: an allocation whose agents never joined is a failure. After each one we wait longer, and after ``FAILURES`` in a
-        row nothing more is asked of that cluster.
+        row nothing more is asked of that cluster, unless an agent joins that was asked for before.
 
 What a batch system says is a hint: that an agent lives, only the agent can say.
 """
@@ -104,8 +104,13 @@ class _Cluster:
     failures: int = 0
     #: until when nothing is asked of it
     paused: float = 0.0
-    #: why nothing is asked of it any more
-    given_up: str = ""
+    #: what became of the last one that failed
+    reason: str = ""
+
+    @property
+    def given_up(self) -> bool:
+        """Nothing is asked of it any more."""
+        return self.failures >= FAILURES
 
 
 class Allocations:
@@ -123,11 +128,13 @@ class Allocations:
         return next((each for each in self if each.id == allocation), None)
 
     @property
-    def hopeless(self) -> str:
-        """Why no agent will come from any cluster; "" if one may."""
-        if all(cluster.given_up and not cluster.allocations for cluster in self._clusters):
-            return "; ".join(cluster.given_up for cluster in self._clusters)
-        return ""
+    def hopeless(self) -> list[str]:
+        """For each cluster why no agent will come from it; "" if one may."""
+        return [each.reason if each.given_up and not each.allocations else "" for each in self._clusters]
+
+    def describe_pauses(self, now: float) -> list[str]:
+        """For each cluster why nothing is asked of it now; "" if something may be."""
+        return [_describe_pause(cluster, now) for cluster in self._clusters]
 
     # --- what is wanted -----------------------------------------------------------------------------------------------
 
@@ -227,11 +234,9 @@ class Allocations:
         if allocation.joined or (allocation.cancelled and not reason):
             return []
         cluster.failures += 1
-        cluster.paused = now + PAUSE * 2 ** (cluster.failures - 1)
-        if cluster.failures < FAILURES or cluster.given_up:
-            return []
-        cluster.given_up = reason
-        return [GiveUp(allocation.cluster, reason)]
+        cluster.paused = now + PAUSE * 2 ** (min(cluster.failures, FAILURES) - 1)
+        cluster.reason = reason
+        return [GiveUp(allocation.cluster, reason)] if cluster.failures == FAILURES else []
 
     # --- invariants ---------------------------------------------------------------------------------------------------
 
@@ -243,6 +248,15 @@ class Allocations:
                 assert allocation.cluster == number
                 assert allocation.joined or not allocation.workers
                 assert not allocation.workers or allocation.phase is Phase.RUNNING
+
+
+def _describe_pause(cluster: _Cluster, now: float) -> str:
+    if cluster.given_up:
+        return f"nothing more is asked for: {cluster.reason}"
+    if cluster.failures and now < cluster.paused:
+        pause = cluster.paused - now
+        return f"{cluster.failures} in a row failed, the next is asked for in {pause:.0f} s: {cluster.reason}"
+    return ""
 
 
 def _nodes(allocations: Iterable[Allocation]) -> int:

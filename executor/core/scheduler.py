@@ -9,6 +9,7 @@ Where tasks run is said in ``placement``.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
@@ -57,6 +58,11 @@ class Scheduler:
     def waiting(self) -> list[TaskClass]:
         """The classes whose tasks wait for room."""
         return [of for of in self._placement.news.classes.values() if of.waits]
+
+    def lifetime(self, worker_id: WorkerId, now: float) -> float:
+        """For how many seconds this one will get tasks."""
+        worker = self.workers.get(worker_id)
+        return math.inf if worker is None or worker.ends is None else worker.ends - now
 
     @property
     def running(self) -> int:
@@ -131,6 +137,12 @@ class Scheduler:
         self._placement.lanes.leave(task)
         self._do(effects.Answer(task, cancelled=True))
         self._end(task, CANCELLED)
+        return self._assign(now)
+
+    def refuse(self, of: TaskClass, explain: Callable[[Task], object], now: float) -> list[Effect]:
+        """No worker will ever have room for such tasks: those that wait end with the outcome that ``explain`` gives."""
+        for task in [task for queue in of.queues.values() for task in queue.ready if task.state is TaskState.READY]:
+            self._resolve(task, explain(task))
         return self._assign(now)
 
     def kill(self, task_id: int, signal: int, grace: float, now: float) -> list[Effect]:

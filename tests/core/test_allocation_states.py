@@ -67,7 +67,7 @@ class Batch(RuleBasedStateMachine):
         self.idle: set[WorkerId] = set()
         self.workers = 0
         self.failures: Counter[int] = Counter()
-        #: since when nothing may be asked of a cluster, and of which never again
+        #: since when nothing may be asked of a cluster, and of which not until an agent joins
         self.failed_at: dict[int, float] = {}
         self.given_up: set[int] = set()
 
@@ -94,6 +94,7 @@ class Batch(RuleBasedStateMachine):
             job.joined, job.unused = True, None
             self.allocations.joined(number, worker, self.now)
             self.failures[job.cluster] = 0
+            self.given_up.discard(job.cluster)
 
     @precondition(lambda self: any(job.workers for job in self.jobs.values()))
     @rule(which=WHICH)

@@ -234,10 +234,10 @@ def test_after_some_failures_in_a_row_a_cluster_is_given_up() -> None:
     for number in range(1, FAILURES + 1):
         now += 1000.0
         assert allocations.plan(now, [1], set()) == [Ask(AllocationId(number), 0, 1)]
-        assert allocations.hopeless == ""
+        assert allocations.hopeless == [""]
         given_up = allocations.ended(AllocationId(number), f"failure {number}", now)
         assert given_up == ([GiveUp(0, f"failure {number}")] if number == FAILURES else [])
-    assert allocations.hopeless == f"failure {FAILURES}"
+    assert allocations.hopeless == [f"failure {FAILURES}"]
     assert allocations.plan(now + 1000.0, [1], set()) == []
 
 
@@ -249,7 +249,32 @@ def test_an_agent_that_joins_ends_a_row_of_failures() -> None:
         allocations.plan(1000.0 * number + 999.0, [1], set())
         join(allocations, AllocationId(number + 1), W1)
         assert allocations.ended(AllocationId(number + 1), "its time was over", 1000.0 * number + 999.0) == []
-    assert allocations.hopeless == ""
+    assert allocations.hopeless == [""]
+
+
+def test_an_agent_that_was_asked_for_before_the_cluster_was_given_up_gives_hope_again() -> None:
+    allocations = make(most=FAILURES + 1)
+    allocations.plan(0.0, [FAILURES + 1], set())
+    for number in range(1, FAILURES + 1):
+        allocations.ended(AllocationId(number), "failure", 0.0)
+    last = AllocationId(FAILURES + 1)
+    assert allocations.plan(99.0, [FAILURES + 2], set()) == []
+    join(allocations, last, W1)
+    assert allocations.plan(99.0, [1], set()) == [Ask(AllocationId(FAILURES + 2), 0, 1)]
+
+
+def test_what_keeps_us_from_asking_is_told() -> None:
+    allocations = make(most=1)
+    assert allocations.describe_pauses(0.0) == [""]
+    for number in range(1, FAILURES + 1):
+        now = 1000.0 * number
+        allocations.plan(now, [1], set())
+        allocations.ended(AllocationId(number), f"failure {number}", now)
+        if number == 2:
+            text = "2 in a row failed, the next is asked for in 3 s: failure 2"
+            assert allocations.describe_pauses(now + 2 * PAUSE - 3.0) == [text]
+            assert allocations.describe_pauses(now + 2 * PAUSE) == [""]
+    assert allocations.describe_pauses(1e9) == [f"nothing more is asked for: failure {FAILURES}"]
 
 
 def test_what_we_give_back_ourselves_is_no_failure() -> None:
@@ -264,11 +289,11 @@ def test_what_we_give_back_ourselves_is_no_failure() -> None:
 
 
 @pytest.mark.parametrize("other", [1, 0])
-def test_there_is_hope_while_another_cluster_or_an_allocation_is_left(other: int) -> None:
+def test_there_is_hope_in_each_cluster_while_an_allocation_is_left(other: int) -> None:
     allocations = Allocations([Policy(most=FAILURES + 1), *[Policy()] * other])
     allocations.plan(0.0, [FAILURES + 1, *[0] * other], set())
     for number in range(1, FAILURES + 1):
         allocations.ended(AllocationId(number), "failure", 0.0)
-    assert allocations.hopeless == ""
+    assert allocations.hopeless == ["", *[""] * other]
     allocations.ended(AllocationId(FAILURES + 1), "failure", 0.0)
-    assert allocations.hopeless == ("" if other else "failure")
+    assert allocations.hopeless == ["failure", *[""] * other]

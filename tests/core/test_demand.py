@@ -7,6 +7,7 @@ from dialogue import cpus
 from executor.core.demand import Chance, wanted_agents
 from executor.core.model import Queue, Task, TaskClass
 from executor.core.needs import Need, Needs
+from executor.core.offers import Offer
 from worker_agent.pools import UNIT, Pool
 
 ONE = Needs((Need("cpus", UNIT),))
@@ -22,7 +23,7 @@ def waiting(count: int, *variants: Needs) -> TaskClass:
 
 def chance(count: int | None, room: int = 10, seconds: float = 3600.0) -> Chance:
     """A cluster whose nodes have so many CPUs; None: nobody knows."""
-    return Chance(None if count is None else cpus(count), seconds, room)
+    return Chance(Offer(None if count is None else cpus(count), seconds=seconds), room)
 
 
 def test_nothing_waits_and_nothing_is_wanted() -> None:
@@ -65,7 +66,7 @@ def test_a_task_that_takes_longer_than_an_allocation_wants_nothing() -> None:
 
 def test_a_task_goes_where_its_needs_are_met() -> None:
     gpu = [*cpus(4), Pool("gpus", [["0", "1"]])]
-    both = [Chance(cpus(4), 3600.0, 10), Chance(gpu, 3600.0, 10)]
+    both = [Chance(Offer(cpus(4)), 10), Chance(Offer(gpu), 10)]
     assert wanted_agents([waiting(4, Needs((Need("cpus", UNIT), Need("gpus", UNIT))))], both) == [0, 2]
 
 
@@ -78,6 +79,31 @@ def test_a_need_of_all_of_a_resource_takes_an_agent_for_itself() -> None:
     assert wanted_agents([waiting(3, Needs((Need("cpus", None),)))], [chance(4)]) == [3]
 
 
+def several(group: int, room: int = 10) -> Chance:
+    """A cluster whose allocations have so many nodes."""
+    return Chance(Offer(cpus(4), nodes=group), room)
+
+
 def test_tasks_of_several_nodes_want_that_many_each() -> None:
-    assert wanted_agents([waiting(2, Needs(nodes=3))], [chance(4)]) == [6]
-    assert wanted_agents([waiting(2, Needs(nodes=3))], [chance(4, room=4)]) == [4]
+    assert wanted_agents([waiting(2, Needs(nodes=3))], [several(3)]) == [6]
+    assert wanted_agents([waiting(2, Needs(nodes=3))], [several(3, room=4)]) == [4]
+
+
+def test_of_what_an_allocation_has_too_little_for_another_task_nothing_is_used() -> None:
+    assert wanted_agents([waiting(2, Needs(nodes=3))], [several(5)]) == [10]
+
+
+def test_tasks_of_several_nodes_want_nothing_where_allocations_have_fewer() -> None:
+    assert wanted_agents([waiting(2, Needs(nodes=3))], [several(2), several(1)]) == [0, 0]
+
+
+def test_of_a_resource_that_was_not_asked_for_nobody_knows_and_one_agent_is_wanted() -> None:
+    asked = Chance(Offer(cpus(4), asked=True), 10)
+    gpu = Needs((Need("cpus", UNIT), Need("gpus", UNIT)))
+    assert wanted_agents([waiting(20, gpu)], [asked]) == [1]
+    assert wanted_agents([waiting(20, Needs((Need("cpus", 5 * UNIT), Need("gpus", UNIT))))], [asked]) == [0]
+
+
+def test_who_was_asked_for_gpus_may_have_those_of_a_kind() -> None:
+    asked = Chance(Offer([*cpus(4), Pool("gpus", [["0", "1"]])], asked=True), 10)
+    assert wanted_agents([waiting(6, Needs((Need("gpus/nvidia", UNIT),)))], [asked]) == [3]
