@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import cloudpickle
 import pytest
@@ -33,6 +33,7 @@ from executor import (
     UnsatisfiableRequest,
 )
 from executor.counts import Counts
+from executor.jobs import submitted as submitted_module
 
 # The tasks of this file travel by value: no interpreter has to import it, and pytest with it.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -432,6 +433,41 @@ def test_whose_turn_has_not_come_does_not_start_once_too_much_has_failed(new_exe
 def fail_if(bad: bool) -> None:
     if bad:
         raise ValueError
+
+
+class Late:
+    """An argument of a task that is submitted when all before it have ended or were cancelled."""
+
+    cancelled: ClassVar[threading.Event]
+
+    def __reduce__(self) -> Any:
+        assert self.cancelled.wait(PATIENCE)
+        return str, ("late",)
+
+
+def test_whose_turn_comes_while_it_is_submitted_does_not_start_once_too_much_has_failed(
+    new_executor: New, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was not yet among those that were cancelled, and the one before it gave it its turn."""
+    executor = new_executor(1, max_tasks_per_child=None)
+    monkeypatch.setattr(Late, "cancelled", threading.Event(), raising=False)
+    cancel_all, cancel = submitted_module.cancel_all, TaskFuture.cancel
+
+    def cancel_all_but_the_late(futures: list[TaskFuture]) -> None:
+        cancel_all(futures)
+        Late.cancelled.set()
+
+    def cancel_late(future: TaskFuture, *, kill: bool = False) -> bool:
+        if Late.cancelled.is_set() and not future.done():
+            assert executor.submit(pow, 2, 3).result() == 8  # what may start has started then
+        return cancel(future, kill=kill)
+
+    monkeypatch.setattr(submitted_module, "cancel_all", cancel_all_but_the_late)
+    monkeypatch.setattr(TaskFuture, "cancel", cancel_late)
+    job = Job(max_fails=0)
+    job.array(fail_if, entries=[True, False, Late()], max_concurrent=1)
+    submitted = ended(executor.submit_job(job))
+    assert [submitted.futures[number].attempt for number in range(3)] == [1, 0, 0]
 
 
 def test_nothing_runs_of_a_job_whose_tasks_need_each_other(new_executor: New, tmp_path: Path) -> None:

@@ -203,7 +203,7 @@ class SubmittedJob:
             self._on_element_end(task, future)
 
     def _on_element_end(self, array: Array, future: TaskFuture) -> None:
-        turn = next(self._turns[array], None)
+        turn = None if self._aborts else next(self._turns[array], None)
         if turn is not None:
             turn.set_result(None)
         gate = self._gates[array]
