@@ -127,6 +127,15 @@ def endpoint_of(pool: HPCExecutor) -> str:
     return network_of(pool).endpoints[0]
 
 
+def what_becomes_of(peer: zmq.Socket[Any], pool: HPCExecutor) -> zmq.Event:
+    """What ends its attempt to connect."""
+    attempt = Attempt(peer, endpoint_of(pool))
+    try:
+        return wait_until(attempt.outcome, "for the end of an attempt")
+    finally:
+        attempt.stop()
+
+
 def port_of(pool: HPCExecutor) -> int:
     return int(endpoint_of(pool).rpartition(":")[2])
 
@@ -161,11 +170,7 @@ def test_strangers_are_refused(pool: HPCExecutor, context: zmq.Context[Any], cap
         agent_socket(context, zmq.curve_keypair()[0], *right),
     ]  # fmt: skip
     for peer in peers:
-        attempt = Attempt(peer, endpoint_of(pool))
-        try:
-            assert attempt.wait(PATIENCE) not in (None, zmq.Event.HANDSHAKE_SUCCEEDED)
-        finally:
-            attempt.stop()
+        assert what_becomes_of(peer, pool) is not zmq.Event.HANDSHAKE_SUCCEEDED
     assert len(pool.workers()) == 1
 
 
@@ -208,9 +213,7 @@ def test_a_flood_of_handshakes_that_fail_is_one_line(
     """T16."""
     for _ in range(100):
         peer = agent_socket(context, network_of(pool).server_key, *zmq.curve_keypair())
-        attempt = Attempt(peer, endpoint_of(pool))
-        assert attempt.wait(PATIENCE) is zmq.Event.HANDSHAKE_FAILED_AUTH
-        attempt.stop()
+        assert what_becomes_of(peer, pool) is zmq.Event.HANDSHAKE_FAILED_AUTH
         peer.close(linger=0)
     assert len(warnings(caplog)) == 1
 

@@ -92,13 +92,6 @@ class Attempt:
                 return event
         return None
 
-    def wait(self, patience: float) -> zmq.Event | None:
-        """What decided it, within so many seconds."""
-        end = time.monotonic() + patience
-        while (outcome := self.outcome()) is None and (left := end - time.monotonic()) > 0:
-            self.monitor.poll(int(left * 1000) + 1)
-        return outcome
-
     def stop(self) -> None:
         """Watch it no longer; the socket stays as it is."""
         self.socket.disable_monitor()  # first: with nobody to take its events, the socket's thread stands still

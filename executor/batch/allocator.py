@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from executor.batch import guardian
@@ -146,12 +146,14 @@ class Allocator:
     # --- if we are killed ---------------------------------------------------------------------------------------------
 
     def _call_guardian(self) -> None:
-        system = self._watches[0].system
         pid = os.getpid()
+        environment: Mapping[str, str] = os.environ
+        for watch in self._watches:  # we may be in a job of any of them
+            environment = watch.system.environment(environment)
         charge = {
             "pid": pid, "start": processes.start_time(pid), "directories": self._guard.directories,
             "commands": [command.argv for command in self._guard.commands],
-            "environment": {**system.environment(os.environ), "LC_ALL": "C"},
+            "environment": {**environment, "LC_ALL": "C"},
         }  # fmt: skip
         self._guardian = subprocess.Popen(
             [sys.executable, "-E", "-P", guardian.__file__], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,

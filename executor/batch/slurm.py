@@ -34,6 +34,8 @@ _ID = re.compile(r"\d+(?:;\S+)?")
 _LISTED = re.compile(r"[0-9]+(?:[_+][0-9]+)?")
 _FIELD = re.compile(r"(?:^|\s)([A-Z]\w*)=(\S*)")
 _MIB = 2**20
+#: What stands for a signal where a job could not be started.
+_NOT_STARTED = 53
 
 
 class SlurmSystem(BatchSystem):
@@ -185,9 +187,12 @@ def _read_accounted(text: str, job: str) -> JobRecord | None:
 
 
 def _returncode(text: str, status: JobStatus) -> int | None:
-    """``7:0`` is status 7, ``0:9`` the end by signal 9. Of a job that was ended from outside it tells nothing."""
+    """``7:0`` is status 7, ``0:9`` the end by signal 9. Of a job that was ended from outside it tells nothing.
+
+    ``0:53`` is no signal: Slurm could not start the job, because its output cannot be opened, say.
+    """
     match = re.fullmatch(r"([0-9]{1,9}):([0-9]{1,9})", text)
     if match is None or not status.is_final or (text == "0:0" and status is not JobStatus.COMPLETED):
         return None
     exit_status, number = map(int, match.groups())
-    return -number or exit_status
+    return None if number == _NOT_STARTED else -number or exit_status

@@ -147,6 +147,7 @@ NO_SACCT = Answer(1, "", "Slurm accounting storage is disabled")
     [
         ("FAILED", "NonZeroExitCode", "7:0", JobStatus.FAILED, 7),
         ("FAILED", "JobLaunchFailure", "0:9", JobStatus.FAILED, -9),
+        ("FAILED", "JobLaunchFailure", "0:53", JobStatus.FAILED, None),
         ("CANCELLED", "None", "0:15", JobStatus.CANCELLED, -15),
         ("TIMEOUT", "TimeLimit", "0:15", JobStatus.TIMEOUT, -15),
         ("OUT_OF_MEMORY", "OutOfMemory", "0:125", JobStatus.OUT_OF_MEMORY, -125),
