@@ -127,6 +127,16 @@ def test_in_slurm_mpirun_has_our_hosts_and_none_of_the_options_of_the_agents_ste
     }  # fmt: skip
 
 
+def test_in_grid_engine_other_hosts_are_reached_by_qrsh_unless_the_user_says_otherwise():
+    agent = {"PE_HOSTFILE": "/spool/pe_hostfile", "JOB_ID": "42", "SGE_TASK_ID": "undefined", "SGE_ROOT": "/sge"}
+    told = {name.encode(): text.encode() for name, text in agent.items()}
+    assert variables({b"PE_HOSTFILE": b"another", b"JOB_ID": b"7"}, agent, TWO) == {
+        **told, b"OMPI_MCA_plm_rsh_agent": b"qrsh -inherit -nostdin -V", b"OMPI_MCA_plm_rsh_no_tree_spawn": b"1",
+        b"HYDRA_BOOTSTRAP": b"sge",
+    }  # fmt: skip
+    assert variables({b"HYDRA_BOOTSTRAP": b"ssh"}, agent, TWO)[b"HYDRA_BOOTSTRAP"] == b"ssh"
+
+
 # ---- the option
 
 

@@ -36,8 +36,15 @@ _KEPT = ("SLURM_CONF", "SLURM_MPI_TYPE", "PMIX_MCA_")
 #: What tells launchers of the allocation that the agent is in. Those of its step they would take as options.
 _ALLOCATION = (
     "SLURM_CONF", "SLURM_CLUSTER_NAME", "SLURM_JOB_ID", "SLURM_JOBID", "PBS_JOBID", "PBS_NODEFILE", "PBS_ENVIRONMENT",
-    "PE_HOSTFILE", "JOB_ID", "SGE_ROOT", "FLUX_URI", "FLUX_JOB_ID",
+    "PE_HOSTFILE", "JOB_ID", "SGE_TASK_ID", "SGE_ROOT", "SGE_CELL", "SGE_CLUSTER_NAME", "SGE_QMASTER_PORT",
+    "SGE_EXECD_PORT", "FLUX_URI", "FLUX_JOB_ID",
 )  # fmt: skip
+#: How Open MPI and Hydra reach the other hosts of a job of Grid Engine: it only asks them where it was installed as
+#: they expect. A tree would need that from these hosts, too.
+_IN_GRID_ENGINE = {
+    "OMPI_MCA_plm_rsh_agent": "qrsh -inherit -nostdin -V", "OMPI_MCA_plm_rsh_no_tree_spawn": "1",
+    "HYDRA_BOOTSTRAP": "sge",
+}  # fmt: skip
 #: Variables that are another host's own.
 _OF_A_HOST = ("HOME", "HOSTNAME", "LOGNAME", "OLDPWD", "PWD", "SHLVL", "TMPDIR", "USER", "XDG_RUNTIME_DIR", "_")
 _PREFIXES_OF_A_HOST = ("SSH_", "SLURM_", "BASH_FUNC_", "OMPI_", "PMIX_", "PRTE_")
@@ -160,6 +167,8 @@ def variables(env: Mapping[bytes, bytes], agent: Mapping[str, str], ranks: Ranks
     told = {name: agent[name] for name in _ALLOCATION if name in agent}
     if "SLURM_JOB_ID" in told:
         told |= _in_slurm(ranks)
+    if "PE_HOSTFILE" in told:
+        told |= {name: text for name, text in _IN_GRID_ENGINE.items() if os.fsencode(name) not in env}
     return found | {os.fsencode(name): os.fsencode(text) for name, text in told.items()}
 
 

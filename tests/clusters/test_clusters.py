@@ -7,23 +7,25 @@ The fixture ``lab`` looks after each test that none of our jobs is left in the q
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cluster_tasks import PER_HOST, note, say_where_and_wait, stamp_until, where
 from histories import History
-from labs import LEASE, LIMIT, Lab
+from labs import LEASE, LIMIT, Lab, leave_out
 from namespaces import inside
 from slurm_lab import CPUS
 from waiting import Gate, announce, announced, wait_announced, wait_until
 
-from executor import AgentFailed, HPCExecutor, clusters
+from executor import CAPTURE, AgentFailed, HPCExecutor, Program, clusters
 from executor.core.allocations import FAILURES
 from executor.future import TaskFuture
 
@@ -142,6 +144,32 @@ def test_an_allocation_of_two_nodes_has_an_agent_on_each(
     assert {outcome(each) for each in tasks} == {"n1", "n2"}
 
 
+def ranks_and_hosts() -> tuple[int, str]:
+    """What a rank sees, once it has heard from all others."""
+    from mpi4py import MPI
+
+    MPI.COMM_WORLD.barrier()
+    return MPI.COMM_WORLD.rank, where()
+
+
+@real
+def test_ranks_run_on_all_nodes_of_an_allocation(
+    lab: Lab, on_cluster: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program by the launcher of the site, and a function by that of the MPI for which mpi4py was built."""
+    if shutil.which("mpirun") is None or find_spec("mpi4py") is None:
+        leave_out("there is no mpirun, or no mpi4py")
+    monkeypatch.setenv("OMPI_ALLOW_RUN_AS_ROOT", "1")
+    monkeypatch.setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
+    executor = on_cluster(nodes=2, nodes_per_job=2, **lab.settings_of_several)
+    ranks = executor.options(nodes=2, ranks=4)
+    said = outcome(ranks.options(stdout=CAPTURE).submit(Program(["hostname"]))).stdout
+    assert sorted(said.split()) == ["n1", "n1", "n2", "n2"]
+    called = outcome(ranks.options(launcher="mpirun").submit(ranks_and_hosts))
+    assert [rank for rank, _ in called] == [0, 1, 2, 3]
+    assert sorted(host for _, host in called) == ["n1", "n1", "n2", "n2"]
+
+
 INSIDE = """
 import sys
 from cluster_tasks import say_where_and_wait
@@ -176,6 +204,7 @@ def test_more_is_asked_for_than_there_is(lab: Lab, bystander: str, on_cluster: M
     tasks = [whole.submit(say_where_and_wait, *gate.paths) for _ in range(7)]
     gate.wait_arrivals(2)
     wait_until(lambda: len(our_jobs(lab, bystander)) == 5, "for five allocations")
+    wait_until(lambda: str(executor.explain(tasks[-1])).count("it waits in the queue") == 3)
     gate.open()
     assert {outcome(each) for each in tasks} <= {"n1", "n2"}
 
