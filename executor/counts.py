@@ -9,7 +9,8 @@ from dataclasses import dataclass
 class Counts:
     """How many tasks there are; those that ended, by how. Tasks of :meth:`HPCExecutor.map` are chunks.
 
-    ``failed`` are those with an exception, those that were not to run since another one failed included.
+    ``failed`` are those with an exception, those that were not to run since another one failed included. ``coming``
+    says for how many jobs of which batch system they wait; "" if they do not.
     """
 
     total: int = 0
@@ -18,6 +19,7 @@ class Counts:
     cancelled: int = 0
     #: None: not known
     running: int | None = None
+    coming: str = ""
 
     @property
     def ended(self) -> int:

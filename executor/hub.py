@@ -19,6 +19,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -153,7 +154,8 @@ class Hub:
         return self._call(self._count) or self._count()  # once it has ended, nothing changes any more
 
     def _count(self) -> Counts:
-        return self.recorder.counts(self._core.running)
+        counts = self.recorder.counts(self._core.running)
+        return counts if self._supply is None else replace(counts, coming=self._supply.coming)
 
     def wait_idle(self) -> None:
         """Wait until no task is left, and each is counted."""

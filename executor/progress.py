@@ -175,6 +175,7 @@ def render_counts(counts: Counts, pace: Pace) -> str:
     known = () if counts.running is None else (("running", counts.running), ("pending", counts.pending))
     words = [f"{counts.ended}/{counts.total}"]
     words += [f"{number} {name}" for name, number in (*known, *_bad(counts)) if number]
+    words += [counts.coming] if counts.coming and counts.pending else []
     if not left:
         words.append(f"in {render_seconds(pace.elapsed)}")
     elif pace.rate:

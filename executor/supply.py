@@ -47,6 +47,8 @@ QUEUE_PATIENCE = 30 * 86400.0
 _LOG_TAIL = 4000
 
 
+#: Letters of a reason for which a bar has room.
+_SHORT = 40
 _PHASES = {
     Phase.ASKED: "it is being submitted for {} s", Phase.QUEUED: "it waits in the queue for {} s",
     Phase.RUNNING: "it runs for {} s, and no agent has joined",
@@ -111,6 +113,22 @@ class Supply:
         lost = zip(self._offers, self.hopeless, strict=True)
         return "; ".join(why for offer, why in lost if why and any(map(offer.meets, variants)))
 
+    @property
+    def coming(self) -> str:
+        """How many allocations have no agent yet, with the reason that the first of them has: for a bar."""
+        jobs = {name: [each for each in self._core if not each.joined and self._name_of(each) == name]
+                for name in dict.fromkeys(system.name for system in self._systems)}  # fmt: skip
+        return ", ".join(f"waits for {self._count(name, waiting)}" for name, waiting in jobs.items() if waiting)
+
+    def _count(self, name: str, waiting: list[Allocation]) -> str:
+        records = [granted.record for each in waiting if (granted := self._granted.get(each.id)) is not None]
+        reason = next((record.reason for record in records if record is not None and record.reason), "")
+        jobs = f"{len(waiting)} {name} job{'s' if len(waiting) > 1 else ''}"
+        return jobs + (f" ({reason[:_SHORT]})" if reason else "")
+
+    def _name_of(self, allocation: Allocation) -> str:
+        return self._systems[allocation.cluster].name
+
     def describe(self, now: float) -> dict[str, str]:
         """Allocations that have no agent yet, and why none is asked for, in words; by batch system and job."""
         paused = zip(self._systems, self._core.describe_pauses(now), strict=True)
@@ -124,7 +142,7 @@ class Supply:
         record = granted.record
         said = ", ".join(filter(None, (record.word, record.reason))) if record is not None else ""
         text = _PHASES[allocation.phase].format(f"{now - allocation.since:.0f}") + (f" ({said})" if said else "")
-        return f"{self._systems[allocation.cluster].name} job {granted.job or 'that is submitted'}", text
+        return f"{self._name_of(allocation)} job {granted.job or 'that is submitted'}", text
 
     # --- what is wanted -----------------------------------------------------------------------------------------------
 

@@ -777,6 +777,19 @@ def test_a_bar_of_many_running_tasks_names_a_few(width: int) -> None:
     assert lines[-1].strip() == "and 99,995 more"
 
 
+def test_a_bar_says_what_waiting_tasks_wait_for() -> None:
+    tally = Tally(_Submitted())  # type: ignore[arg-type]
+    tally.update()
+    console = Console(width=100, record=True, file=open(os.devnull, "w"))
+    with console.file:
+        console.print(render_bar("study", tally, 100, "waits for 2 slurm jobs (Priority)"))
+        tally.counts["waiting"] = 0
+        console.print(render_bar("study", tally, 100, "waits for 2 slurm jobs (Priority)"))
+    lines = [line.rstrip() for line in console.export_text().splitlines()]
+    assert lines[1] == "100,000 waiting  waits for 2 slurm jobs (Priority)"
+    assert lines[3] == ""
+
+
 def test_a_log_gets_a_line_now_and_then(executor: HPCExecutor, capsys: pytest.CaptureFixture[str]) -> None:
     job = Job()
     job.program(["true"])
@@ -787,8 +800,8 @@ def test_a_log_gets_a_line_now_and_then(executor: HPCExecutor, capsys: pytest.Ca
     assert tally.seconds_left() is None  # nothing is left, though what was cancelled may still be ending
     often, seldom = Lines(every=0), Lines(every=3600)
     for lines in (often, often, seldom):
-        lines.show("study", tally)
-        lines.show("study", None)
+        lines.show("study", tally, "waits for 1 slurm job")
+        lines.show("study", None, "")
     assert capsys.readouterr().err == "study: 1 of 1 tasks have ended; 1 finished\n"
 
 

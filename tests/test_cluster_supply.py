@@ -132,6 +132,7 @@ def test_an_explanation_tells_of_agents_that_are_to_come(on_here: New) -> None:
     [(name, text)] = explanation.clusters.items()
     assert name.startswith("local job ")
     assert text.startswith("it runs for ")
+    assert executor.counts().coming == "waits for 1 local job"
     assert future.cancel()
 
 

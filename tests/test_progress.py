@@ -66,6 +66,8 @@ def paced(*notes: tuple[float, int]) -> Pace:
             "6/9  1 running  2 pending  3 failed  2 cancelled  1.5/s  2.0 s left",
         ),
         (Counts(100, 12), [(0.0, 0), (4.0, 12)], "12/100  3.0/s  29 s left"),
+        (Counts(4, running=0, coming="waits for 1 slurm job"), [(0.0, 0)], "0/4  4 pending  waits for 1 slurm job"),
+        (Counts(4, 4, running=0, coming="waits for 1 slurm job"), [(0.0, 0)], "4/4  in 0.0 s"),
         (Counts(100, 98, 2, running=0), [(0.0, 0), (65.0, 100)], "100/100  2 failed  in 1:05"),
     ],
 )  # fmt: skip

@@ -30,8 +30,8 @@ STYLES: Final = {
 class Silence:
     """Shows nothing of how a job stands; the others show it from time to time."""
 
-    def show(self, title: str, tally: Tally | None) -> None:
-        """Show it; None: its tasks are still being submitted."""
+    def show(self, title: str, tally: Tally | None, coming: str) -> None:
+        """Show it; None: its tasks are still being submitted. ``coming``: what it waits for, as in :class:`Counts`."""
 
     def tell(self, text: str) -> None:
         """Say something that matters now."""
@@ -49,12 +49,13 @@ class Lines(Silence):
         self._next = time.monotonic() + every
         self._told = ""
 
-    def show(self, title: str, tally: Tally | None) -> None:
+    def show(self, title: str, tally: Tally | None, coming: str) -> None:
         """Write a line, if it is time and there is anything new."""
         if tally is None or time.monotonic() < self._next:
             return
         self._next = time.monotonic() + self._every
         line = f"{title}: {tally.ended:,} of {tally.total:,} tasks have ended; {render_counts(tally.counts)}"
+        line += f"; {coming}" if coming and tally.counts["waiting"] else ""
         if line != self._told:
             self._told = line
             say(line)
@@ -69,9 +70,10 @@ class Bar(Silence):
         self._live = Live(console=self._console, auto_refresh=False, transient=True, redirect_stdout=False)
         self._live.start()
 
-    def show(self, title: str, tally: Tally | None) -> None:
+    def show(self, title: str, tally: Tally | None, coming: str) -> None:
         """Draw it anew."""
-        content = render_bar(title, tally, self._console.width) if tally else Text(f"{title}: submitting", "dim")
+        submitting = Text(f"{title}: submitting", "dim")
+        content = submitting if tally is None else render_bar(title, tally, self._console.width, coming)
         self._live.update(content, refresh=True)
 
     def tell(self, text: str) -> None:
@@ -94,10 +96,10 @@ def _can_draw(console: Console) -> bool:
     return console.is_terminal and not console.is_dumb_terminal
 
 
-def render_bar(title: str, tally: Tally, width: int) -> RenderableType:
+def render_bar(title: str, tally: Tally, width: int, coming: str = "") -> RenderableType:
     """The bar, the counts, and the tasks that have been running for longest; ``width`` is that of the terminal."""
     head = _render_head(title, tally, width)
-    return Group(head, _render_states(tally), *_render_running(tally.running, time.time()))
+    return Group(head, _render_states(tally, coming), *_render_running(tally.running, time.time()))
 
 
 def _render_head(title: str, tally: Tally, width: int) -> RenderableType:
@@ -112,8 +114,9 @@ def _render_head(title: str, tally: Tally, width: int) -> RenderableType:
     return head
 
 
-def _render_states(tally: Tally) -> Text:
+def _render_states(tally: Tally, coming: str) -> Text:
     told = [(f"{tally.counts[state]:,} {state}", style) for state, style in STYLES.items() if tally.counts[state]]
+    told += [(coming, "dim")] if coming and tally.counts["waiting"] else []
     parts = [part for each in told for part in (("  ", ""), each)]
     return Text.assemble(*parts, no_wrap=True, overflow="ellipsis")
 

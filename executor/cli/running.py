@@ -98,7 +98,7 @@ class Run:
             self._tally = Tally(self._submitted)
         if self._tally is not None:
             self._on_end(self._tally, self._tally.update())
-        self._progress.show(self._job.name or "job", self._tally)
+        self._progress.show(self._job.name or "job", self._tally, self._executor.counts().coming)
 
     def _end(self, number: int, threads: ThreadPoolExecutor) -> None:
         """Obey a signal: in a thread, since it takes a while and there may be another one."""
