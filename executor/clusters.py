@@ -79,6 +79,15 @@ class BatchCluster:
         raise NotImplementedError
 
     @property
+    def title(self) -> str:
+        """What it is called in messages."""
+        return self.system().name
+
+    def describe(self, request: JobRequest) -> str:
+        """The command that asks for an allocation."""
+        return shlex.join(self.system().submit(request).argv)
+
+    @property
     def pools(self) -> list[Pool] | None:
         """What an agent there will have, as far as it is asked for; None: nobody knows."""
         if self.cpus is None:

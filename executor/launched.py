@@ -47,6 +47,9 @@ class Launched(BatchCluster):
     def system(self) -> BatchSystem:
         return LocalSystem()
 
+    def describe(self, request: JobRequest) -> str:
+        return request.command
+
     def request(self, name: str, nodes: int, command: str, log: str) -> JobRequest:  # noqa: ARG002  all at once
         return JobRequest(command, name, stdout=log, prologue=self.prologue)
 
@@ -60,8 +63,20 @@ class Inside(Launched):
 
     batch_system: str
 
+    @property
+    def title(self) -> str:
+        return self.batch_system
+
     def on_each_node(self, command: str, path: str, nodes: int) -> str:
         return get_system(self.batch_system).on_each_node(f"{command} {shlex.quote(path)}", nodes)
+
+
+#: Nobody is there to be asked, and a host may go without a word. Of an option that is said twice, ssh takes the first.
+_SSH_OPTIONS = [
+    word
+    for option in ("BatchMode=yes", "ConnectTimeout=30", "ServerAliveInterval=15", "ServerAliveCountMax=3")
+    for word in ("-o", option)
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +86,12 @@ class SshHost(Launched):
     name: str
     options: tuple[str, ...] = ()
 
+    @property
+    def title(self) -> str:
+        return f"ssh {self.name}"
+
     def on_each_node(self, command: str, path: str, nodes: int) -> str:  # noqa: ARG002  it is one
-        words = ["ssh", "-T", "-o", "BatchMode=yes", *self.options, self.name, f"exec {command} -"]
+        words = ["ssh", "-T", *self.options, *_SSH_OPTIONS, self.name, f"exec {command} -"]
         return f"exec {shlex.join(words)} < {shlex.quote(path)}"
 
 

@@ -117,7 +117,7 @@ class Supply:
     def coming(self) -> str:
         """How many allocations have no agent yet, with the reason that the first of them has: for a bar."""
         jobs = {name: [each for each in self._core if not each.joined and self._name_of(each) == name]
-                for name in dict.fromkeys(system.name for system in self._systems)}  # fmt: skip
+                for name in dict.fromkeys(cluster.title for cluster in self._clusters)}  # fmt: skip
         return ", ".join(f"waits for {self._count(name, waiting)}" for name, waiting in jobs.items() if waiting)
 
     def _count(self, name: str, waiting: list[Allocation]) -> str:
@@ -127,14 +127,14 @@ class Supply:
         return jobs + (f" ({reason[:_SHORT]})" if reason else "")
 
     def _name_of(self, allocation: Allocation) -> str:
-        return self._systems[allocation.cluster].name
+        return self._clusters[allocation.cluster].title
 
     def describe(self, now: float) -> dict[str, str]:
         """Allocations that have no agent yet, and why none is asked for, in words; by batch system and job."""
-        paused = zip(self._systems, self._core.describe_pauses(now), strict=True)
+        paused = zip(self._clusters, self._core.describe_pauses(now), strict=True)
         coming = [each for each in self._core if not each.joined and each.id in self._granted]
         return {
-            **{system.name: why for system, why in paused if why},
+            **{cluster.title: why for cluster, why in paused if why},
             **dict(self._describe(each, self._granted[each.id], now) for each in coming),
         }
 
@@ -176,7 +176,7 @@ class Supply:
         output = os.path.join(self._directory, f"allocation-{ask.allocation}.log")
         command = cluster.on_each_node(_agent_command(cluster), invitation.path, ask.nodes)
         request = cluster.request(self._name, ask.nodes, command, output)
-        self._granted[ask.allocation] = _Granted(invitation, output, shlex.join(system.submit(request).argv))
+        self._granted[ask.allocation] = _Granted(invitation, output, cluster.describe(request))
         self._by_launch[invitation.launch] = ask.allocation
         self._allocator.submit(ask.allocation, system, request)
 
@@ -189,9 +189,8 @@ class Supply:
         self._allocator.cancel(effect.allocation)
 
     def _give_up(self, effect: GiveUp) -> None:
-        system = self._systems[effect.cluster].name
         log.warning("%s is asked for nothing more: %d allocations in a row failed. The last one: %s",
-                    system, allocations.FAILURES, effect.reason)  # fmt: skip
+                    self._clusters[effect.cluster].title, allocations.FAILURES, effect.reason)  # fmt: skip
 
     # --- agents -------------------------------------------------------------------------------------------------------
 
@@ -207,7 +206,7 @@ class Supply:
         """What an agent has tells what others will have."""
         known = self._offers[cluster]
         for line in less_than_asked(known, pools):
-            log.warning("%s: %s", self._systems[cluster].name, line)
+            log.warning("%s: %s", self._clusters[cluster].title, line)
         best = pools if known.asked else best_of(known.pools or (), pools)
         self._offers[cluster] = replace(known, pools=best, asked=False)
 
@@ -268,7 +267,7 @@ class Supply:
             return ""  # not every batch system tells such an end from others
         if not granted.job:
             return why  # it was refused: that tells the command
-        what = f"{self._systems[allocation.cluster].name} job {granted.job} ({granted.command}): {why}."
+        what = f"{self._name_of(allocation)} job {granted.job} ({granted.command}): {why}."
         return what + (f" The end of its output:\n{output}" if output else "")
 
     def close(self) -> None:

@@ -61,8 +61,9 @@ def test_each_host_has_an_agent_and_no_key_is_in_a_command_line(
     assert len({task.result() for task in tasks}) == 2
     assert len(executor.workers()) == 2
     told = calls.read_text()
-    assert "-p 2222 one exec" in told
-    assert "-p 2222 me@two exec" in told
+    assert told.count("-T -p 2222 -o BatchMode=yes ") == 2
+    assert " one exec " in told
+    assert " me@two exec " in told
     assert "key" not in told
 
 
