@@ -785,7 +785,7 @@ def test_a_bar_says_what_waiting_tasks_wait_for() -> None:
         console.print(render_bar("study", tally, 100, "waits for 2 slurm jobs (Priority)"))
         tally.counts["waiting"] = 0
         console.print(render_bar("study", tally, 100, "waits for 2 slurm jobs (Priority)"))
-    lines = [line.rstrip() for line in console.export_text().splitlines()]
+    lines = [line.strip() for line in console.export_text().splitlines()]
     assert lines[1] == "100,000 waiting  waits for 2 slurm jobs (Priority)"
     assert lines[3] == ""
 
