@@ -53,6 +53,7 @@ def submit(top: str, request: str) -> None:
     tasks = [""] if array is None else [str(index) for index in range(array["start"], array["end"] + 1)]
     _write(f"{directory}/tasks.json", json.dumps({task: ["PENDING", None, ""] for task in tasks}))
     null = subprocess.DEVNULL
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # inherited: a cancel may come before the runner can obey
     command = [sys.executable, "-E", "-P", "-S", os.path.abspath(__file__), top, "run", job]
     runner = subprocess.Popen(command, stdin=null, stdout=null, stderr=null, cwd="/", start_new_session=True)
     _write(f"{directory}/runner", f"{runner.pid} {_start_time(runner.pid)}")
@@ -116,6 +117,8 @@ class Runner:
         self._running = {task: asyncio.create_task(self._follow(task)) for task in self._states}
         self._look_for_cancels()  # it may have been before us
         await asyncio.gather(*self._running.values(), return_exceptions=True)
+        for task in [task for task, (status, _, _) in self._states.items() if status not in FINAL]:
+            self._note(task, "CANCELLED", None, "")  # before it had begun
 
     def _look_for_cancels(self) -> None:
         names = set(os.listdir(self._directory))

@@ -221,6 +221,19 @@ def test_a_local_job_whose_runner_was_killed_is_lost(local: Scheduler, tmp_path:
     os.kill(script, signal.SIGKILL)
 
 
+def test_a_local_job_may_be_cancelled_while_its_runner_starts(local: Scheduler, tmp_path: Path) -> None:
+    """The signal killed the runner, as long as that had no handler, and the job was lost."""
+    for _ in range(5):
+        job = BatchJob("sleep 1000").submit(local)
+        [runner] = (tmp_path / "state" / "hpc-executor" / "local" / job.job_id).glob("runner")
+        lines = Path(f"/proc/{runner.read_text().split()[0]}/status").read_text().splitlines()
+        status = dict(line.split(":\t", 1) for line in lines)
+        ignored_or_caught = int(status["SigIgn"], 16) | int(status["SigCgt"], 16)
+        assert ignored_or_caught & 1 << signal.SIGTERM - 1
+        job.cancel()
+        assert job.wait(PATIENCE) is JobStatus.CANCELLED
+
+
 def test_a_local_job_that_cannot_start_says_why(local: Scheduler, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     handle = BatchJob("true", stdout="out").submit(local)
