@@ -346,8 +346,8 @@ class StreamError(_Rebuilt, ValueError):
 class UnsatisfiableRequest(_Rebuilt, ValueError):
     """The task needs more of a resource than any agent has, or can have.
 
-    ``resource`` is its name; ``requested`` is how much the task needs at least and ``most`` the most that one agent
-    has (memory in MiB, others in numbers; 0 if there is none).
+    ``resource`` is its name, or "nodes", or "time_request"; ``requested`` is how much the task needs at least and
+    ``most`` the most that one agent has (memory in MiB, times in seconds, others in numbers; 0 if there is none).
     """
 
     task: str = ""
