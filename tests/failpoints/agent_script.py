@@ -52,7 +52,7 @@ def install_in_agent(points: Any, fault: Any) -> None:
     def become_agent_and_install(agent: Callable[[], None]) -> None:
         from worker_agent import spawning
 
-        spawning._SCRIPT = os.path.abspath(__file__)
+        spawning.SCRIPT = os.path.abspath(__file__)
         points.set_constants(fault)
         if not in_supervisor:
             points.install(fault, "agent")
