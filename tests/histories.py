@@ -41,7 +41,7 @@ class History:
         """Process and time, in order."""
         if not self._file.exists():
             return []
-        lines = self._file.read_text().splitlines()
+        lines = self._file.read_text().rpartition("\n")[0].splitlines()  # the last one may be half there
         return [(int(pid), int(at)) for pid, at in (line.split() for line in lines)]
 
     def attempts(self) -> list[int]:

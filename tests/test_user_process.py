@@ -34,11 +34,12 @@ from executor.core.scheduler import Scheduler
 # The tasks of this file travel by value: no interpreter has to import it, and pytest with it.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
+pytestmark = [
+    pytest.mark.shared, pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning"),
+]  # fmt: skip
 
-
-#: Interpreters that are kept make no difference that depends on the Python.
-KEPT = pytest.mark.parametrize("kept", [1, pytest.param(None, marks=pytest.mark.shared)])
+#: Whether interpreters are kept.
+KEPT = pytest.mark.parametrize("kept", [1, None])
 
 
 def pass_gate(arrivals, tokens, value=None):
@@ -91,7 +92,6 @@ def gone(pid):
 # ---- E1 to E3: the end of the process
 
 
-@pytest.mark.shared
 def test_after_kill_9_of_the_client_its_tasks_and_all_that_they_started_are_gone(start_script, gate, wait_until):
     """E1: a call, its child in a session of its own, and a program."""
     client = start_script(
@@ -498,7 +498,6 @@ def test_what_shutdown_cancels_without_waiting_is_done_for_wait_and_as_completed
 # ---- E9, E10: callbacks
 
 
-@pytest.mark.shared
 def test_a_thousand_callbacks_each_submit_the_next_task(reused_executor):
     """E9: a chain, each link made by the callback of the one before."""
     last = threading.Event()
@@ -554,7 +553,6 @@ def test_a_callback_that_waits_for_another_task_holds_nobody_up(make, make_gate)
 # ---- E11: executors in tasks
 
 
-@pytest.mark.shared
 def test_executors_within_tasks_work_though_all_slots_are_taken_by_their_parents(executor):
     """E11: each level has an executor of its own."""
 
@@ -859,7 +857,6 @@ def test_a_queued_task_and_a_sent_one_can_be_cancelled_a_running_and_a_finished_
         others[0].result()
 
 
-@pytest.mark.shared
 def test_a_cancelled_task_is_cancelled_for_all_who_ask(make, gate):
     """E18: while sent, in two threads at once: one answer for both."""
     executor = make(1)
@@ -883,7 +880,6 @@ def test_a_task_cancelled_at_any_moment_is_cancelled_or_has_its_result(reused_ex
             assert future.cancelled() or future.result() == number
 
 
-@pytest.mark.shared
 def test_cancel_with_kill_ends_a_running_task(executor, gate, wait_until):
     """E18: by option, its process is ended too."""
     future = executor.submit(pass_gate, *gate.paths)
