@@ -37,7 +37,7 @@ SIMULATED = ("--ignore", "tests/simulation/test_mutants.py")
 PARTS = {"3.11": 2, "3.12": 2, "3.13": 1}
 #: Heavy tests that take all cores. The others mostly wait (for leases to run out, say), and do so at the same time.
 BUSY = "tests/failpoints"
-WAITING_AT_ONCE = 4
+WAITING_AT_ONCE = 5
 #: Says its version, if it is the Python that we want and can make virtual environments.
 PROBE = """
 import sys, sysconfig, ensurepip, venv
