@@ -83,6 +83,7 @@ def test_a_short_task_lies_ready_on_its_agent(new_executor: New, gate: Gate) -> 
     held = executor.submit(pass_gate, *gate.paths)
     gate.wait_arrivals()
     future = executor.submit(pow, 2, 3)
+    wait_until(lambda: executor.explain(held).summary.startswith("it runs on "))  # the agent says so a bit later
     name = executor.explain(held).summary.removeprefix("it runs on ")
     assert executor.explain(future).summary == f"it is on {name} and starts when 1 more have ended there"
     gate.open()
