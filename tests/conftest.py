@@ -59,12 +59,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def part_of(item: pytest.Item, parts: int) -> int:
-    """From 1 to ``parts``. A folder's tests of one batch system are in one part, so that it is started once."""
-    key = item.nodeid
-    if item.get_closest_marker("heavy") and "running_lab" in item.fixturenames:
-        params = item.callspec.params
-        key = f"{item.path.parent.name} {params.get('running_lab') or params['kind']}"
-    return zlib.crc32(key.encode()) % parts + 1
+    """From 1 to ``parts``."""
+    return zlib.crc32(item.nodeid.encode()) % parts + 1
 
 
 # ---- nothing is left behind
