@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import waiting
 from cluster_tasks import PER_HOST, say_where_and_wait, stamp_until, where
 from histories import History
 from hosts import ADDRESSES, Hosts
@@ -84,12 +83,6 @@ def by_ssh(hosts: Hosts, keys: Path, tmp_path: Path) -> Iterator[Start]:
         end(executor)
     for name in NAMES:
         wait_until(lambda name=name: not hosts.pids(name, "python3"), "for the end of the agents")  # type: ignore[misc]
-
-
-@pytest.fixture
-def bounded() -> Iterator[None]:
-    with waiting.bounded(LIMIT):
-        yield
 
 
 def outcome(future: TaskFuture) -> object:
