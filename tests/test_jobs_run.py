@@ -106,8 +106,8 @@ def test_its_futures_come_as_they_end_as_often_as_one_asks(new_executor: New, ga
     submitted = new_executor(2).submit_job(job)
     futures = iter(submitted)
     assert next(futures).result() == 9
-    gate.wait_arrivals(1)
-    assert (submitted.done(), submitted.state_of(held.id), submitted.state) == (False, "running", "running")
+    wait_until(lambda: submitted.state_of(held.id) == "running")
+    assert (submitted.done(), submitted.state) == (False, "running")
     with pytest.raises(TimeoutError, match="1 of 2 tasks have not ended"):
         submitted.wait(0.01)
     gate.open()
