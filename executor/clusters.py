@@ -76,7 +76,7 @@ class BatchCluster:
 
     def system(self) -> BatchSystem:
         """The batch system."""
-        raise NotImplementedError
+        raise NotImplementedError  # no abstract method: what a site wants of its batch jobs is a plain one
 
     @property
     def title(self) -> str:

@@ -778,7 +778,7 @@ def test_a_bar_of_many_running_tasks_names_a_few(width: int) -> None:
 
 
 def test_a_bar_says_what_waiting_tasks_wait_for() -> None:
-    tally = Tally(_Submitted())  # type: ignore[arg-type]
+    tally = Tally(_Submitted())  # type: ignore[arg-type]  # it has all that a tally asks of a job
     tally.update()
     console = Console(width=100, record=True, file=open(os.devnull, "w"))
     with console.file:

@@ -9,12 +9,13 @@ from typing import Any
 import hosts
 import pytest
 import waiting
+from histories import History
 from hosts import ADDRESSES, LOGIN, Hosts
 from labs import LIMIT, Lab, leave_out, running
 from namespaces import inside
 from pools import GRACE, end
 from slurm_lab import CPUS
-from waiting import wait_until
+from waiting import Gate, wait_until
 
 from executor import HPCExecutor, clusters
 from executor.batch import watch
@@ -26,6 +27,22 @@ def bounded() -> Iterator[None]:
     """In place of the alarm of other tests: these take longer."""
     with waiting.bounded(LIMIT):
         yield
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[Gate]:
+    """A gate; it opens at the end."""
+    gate = Gate(tmp_path / "gate")
+    yield gate
+    gate.close()
+
+
+@pytest.fixture
+def history(tmp_path: Path) -> Iterator[History]:
+    """A history; its task ends with the test at the latest."""
+    history = History(tmp_path)
+    yield history
+    history.open()
 
 
 # ---- labs

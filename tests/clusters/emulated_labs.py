@@ -38,11 +38,11 @@ class EmulatedLab(SlurmLab):
 
     def id_of(self, number: int) -> str:
         """What a job of Slurm is called here."""
-        raise NotImplementedError
+        raise NotImplementedError  # each of the dialects says
 
     def cancel_command(self, job: str) -> list[str]:
         """What cancels a job."""
-        raise NotImplementedError
+        raise NotImplementedError  # each of the dialects says
 
     def jobs(self) -> dict[str, str]:
         return {self.id_of(int(number)): host for number, host in super().jobs().items()}

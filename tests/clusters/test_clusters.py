@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -45,22 +45,6 @@ Start = Callable[[str], subprocess.Popen[str]]
 
 def outcome(future: TaskFuture) -> Any:
     return future.result(LONG)
-
-
-@pytest.fixture
-def gate(tmp_path: Path) -> Iterator[Gate]:
-    """A gate; it opens at the end."""
-    gate = Gate(tmp_path / "gate")
-    yield gate
-    gate.close()
-
-
-@pytest.fixture
-def history(tmp_path: Path) -> Iterator[History]:
-    """A history; its task ends with the test at the latest."""
-    history = History(tmp_path)
-    yield history
-    history.open()
 
 
 def our_jobs(lab: Lab, bystander: str) -> dict[str, str]:

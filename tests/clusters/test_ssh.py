@@ -14,7 +14,6 @@ from hosts import ADDRESSES, Hosts
 from labs import LEASE, LIMIT, leave_out
 from namespaces import inside
 from pools import GRACE, end
-from test_clusters import gate, history  # noqa: F401  fixtures
 from waiting import Gate, wait_until
 
 from executor import AgentFailed, HPCExecutor, Ssh
@@ -81,15 +80,14 @@ def by_ssh(hosts: Hosts, keys: Path, tmp_path: Path) -> Iterator[Start]:
     yield make
     for executor in made:
         end(executor)
-    for name in NAMES:
-        wait_until(lambda name=name: not hosts.pids(name, "python3"), "for the end of the agents")  # type: ignore[misc]
+    wait_until(lambda: not any(hosts.pids(name, "python3") for name in NAMES), "for the end of the agents")
 
 
 def outcome(future: TaskFuture) -> object:
     return future.result(LIMIT / 2)
 
 
-def test_there_is_an_agent_on_each_host(by_ssh: Start, gate: Gate) -> None:  # noqa: F811
+def test_there_is_an_agent_on_each_host(by_ssh: Start, gate: Gate) -> None:
     executor = by_ssh(*NAMES)
     wait_until(lambda: len(executor.workers()) == 2, "for both agents", LIMIT / 2)
     whole = executor.options(resources={"cpus": "all"})
@@ -107,9 +105,7 @@ def test_what_sshd_says_is_told(by_ssh: Start) -> None:
     assert "Permission denied (publickey" in str(error)
 
 
-def test_a_host_is_switched_off_and_on(
-    by_ssh: Start, hosts: Hosts, keys: Path, history: History  # noqa: F811
-) -> None:
+def test_a_host_is_switched_off_and_on(by_ssh: Start, hosts: Hosts, keys: Path, history: History) -> None:
     """Its task runs on the other one; when it is back, so is an agent."""
     executor = by_ssh(*NAMES, lease=LEASE)
     wait_until(lambda: len(executor.workers()) == 2, "for both agents", LIMIT / 2)
