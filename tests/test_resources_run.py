@@ -380,6 +380,32 @@ def test_kept_interpreters_make_room_while_many_tasks_lie_ready_for_them(
     assert agents[0] == agents[1] == agents[2]
 
 
+def test_kept_interpreters_make_room_when_tasks_that_filled_the_socket_are_taken_out_of_it(
+    new_executor: New, tmp_path: Path
+) -> None:
+    """While the tasks lay there, nobody could be told to leave; and none of them ends here, which would be a chance."""
+    executor = new_executor(2, max_tasks_per_child=None)
+    small = bytes(30_000)
+    for number in range(3):
+        gate = Gate(tmp_path / f"gate-{number}")
+        held = [executor.submit(pass_gate, *gate.paths) for _ in range(2)]
+        stopped = gate.wait_arrivals(2)
+        gate.open()
+        for future in [*held, *[executor.submit(len, small) for _ in range(50)]]:
+            outcome(future)
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+        more = [executor.submit(len, small) for _ in range(100)]
+        wait_until(lambda: "it is on" in executor.explain(more[20]).summary)
+        large = executor.options(cpus=2, priority=1).submit(pow, 2, 3)
+        wait_until(lambda: "it is on" not in executor.explain(more[20]).summary)
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
+        assert outcome(large) == 8
+        assert [outcome(future) for future in more] == [len(small)] * 100
+        gate.close()
+
+
 @pytest.mark.parametrize("kind", ["fresh", "kept"])
 def test_an_agent_that_is_killed_under_load_costs_no_task_and_nothing_overlaps(
     new_executor: New, gate: Gate, tmp_path: Path, kind: str

@@ -172,8 +172,14 @@ class Interpreters:
         self._retire_surplus()
         self.provide()
 
+    def take_back(self, attempt: Attempt) -> bool:
+        """Take a task that was offered back; False if an interpreter has it."""
+        found = self.mailbox.take_back(attempt)
+        self._retire_surplus()
+        return found
+
     def _retire_surplus(self) -> None:
-        """Tell interpreters to leave that are more than places; again when a task has ended, if the socket is full."""
+        """Tell interpreters to leave that are more than places. If the socket is full: again with each task less."""
         if self.fresh:
             return
         surplus = len(self._children) + self._requested - self.width - self._retiring

@@ -343,7 +343,7 @@ class Lane:
         """Give the task up if it has not started."""
         if attempt.state is State.QUEUED:
             self.queue.remove(attempt)
-        elif attempt.state is not State.OFFERED or self._pool is None or not self._pool.mailbox.take_back(attempt):
+        elif attempt.state is not State.OFFERED or self._pool is None or not self._pool.take_back(attempt):
             return False
         self._leave_place(attempt)
         attempt.state = State.ENDED
