@@ -14,10 +14,13 @@ from typing import Any
 import cloudpickle
 import pytest
 from pools import end, error_of, new_executor
+from waiting import wait_gone, wait_until
 
 from executor import CAPTURE, HPCExecutor, Program
 from executor.errors import EnvironmentFailed
 from executor.python_env import PythonEnv
+from worker_agent import protocol
+from worker_agent.prologue import Prologue, PrologueFailed
 
 pytestmark = pytest.mark.shared
 
@@ -88,6 +91,20 @@ def test_a_prologue_that_ends_its_shell_fails(quiet: Any, end: str) -> None:
     error = error_of(quiet.options(python_env=PythonEnv(prologue=end)).submit(variable, "FLAVOUR"))
     assert isinstance(error, EnvironmentFailed)
     assert "the prologue of the environment ended" in str(error)
+
+
+def test_a_prologue_that_takes_too_long_is_killed_with_all_below_and_its_error_says_so(tmp_path: Path) -> None:
+    child = tmp_path / "child"
+    text = f"echo looking\nsleep 1000 &\necho $! > '{child}.part'\nmv '{child}.part' '{child}'\nwait"
+    order = protocol.Prepare(
+        environment=1, python=[], start="exec", max_tasks=0, cwd="/", path=[], env={}, prologue=text
+    )  # fmt: skip
+    process = Prologue(order)
+    wait_until(child.exists)
+    process.give_up()
+    with pytest.raises(PrologueFailed, match="was killed, as it had not ended after 600 s. It printed: looking$"):
+        process.end(os.waitstatus_to_exitcode(os.waitpid(process.pid, 0)[1]))
+    wait_gone(int(child.read_text()))
 
 
 def test_the_python_is_the_one_that_the_prologue_has_in_its_path(quiet: Any, tmp_path: Path) -> None:

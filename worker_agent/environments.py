@@ -89,7 +89,7 @@ class Environments:
         except PrologueFailed as error:
             self._on_failed(protocol.Unprepared(number, str(error)))
             return
-        timer = self._loop.call_in(prologue.PATIENCE, process.kill)
+        timer = self._loop.call_in(prologue.PATIENCE, process.give_up)
         self._running[process.pid] = _Running(process, timer, key, {number})
 
     def owns(self, pid: int) -> bool:

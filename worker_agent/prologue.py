@@ -42,6 +42,7 @@ class Prologue:
     def __init__(self, environment: protocol.Prepare) -> None:
         """Start it. Raises PrologueFailed if there is no such shell."""
         self.environment = environment
+        self._overdue = False
         self._said, self._failed, self._variables = (os.memfd_create(name, os.MFD_CLOEXEC) for name in "sfv")
         try:
             self.pid = self._start()
@@ -65,8 +66,9 @@ class Prologue:
             setsigdef=default,
         )  # fmt: skip
 
-    def kill(self) -> None:
-        """It takes too long, or nobody wants it any more."""
+    def give_up(self) -> None:
+        """It takes too long."""
+        self._overdue = True
         processes.kill_tree(self.pid, signal.SIGKILL)
         processes.kill_all([self.pid])
 
@@ -82,9 +84,11 @@ class Prologue:
     def _why(self, returncode: int) -> str:
         line = _contents(self._failed).decode(errors="replace").strip().partition("\n")[0]
         where = f"at the line {line!r} " if line else ""
-        how = f"status {returncode}" if returncode >= 0 else f"signal {-returncode}"
+        how = f"ended {where}with {f'status {returncode}' if returncode >= 0 else f'signal {-returncode}'}"
+        if self._overdue:
+            how = f"was killed, as it had not ended after {PATIENCE:g} s"
         said = _contents(self._said)[-_SAID_LIMIT:].decode(errors="replace").strip()
-        return f"the prologue of the environment ended {where}with {how}. It printed: {said or '(nothing)'}"
+        return f"the prologue of the environment {how}. It printed: {said or '(nothing)'}"
 
     def _close(self) -> None:
         for fd in (self._said, self._failed, self._variables):
