@@ -45,7 +45,10 @@ class Listener(Protocol):
 
 
 class Guard(NamedTuple):
-    """What is done when this process is killed."""
+    """What is done when this process is killed.
+
+    ``commands`` cancel all that is ours, one for each batch system; then the directories are removed.
+    """
 
     commands: list[Command]
     directories: list[str]
@@ -63,6 +66,8 @@ class Allocator:
         self._orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         #: the jobs that have not ended, and the watches that follow them
         self._jobs: dict[int, tuple[Watch, str]] = {}
+        #: a submission had no answer that we understand: there may be a job of which we do not know
+        self._unclear = False
         self._asked = float("-inf")
         self._thread = threading.Thread(target=self._run, name="hpc-executor-allocator", daemon=True)
 
@@ -91,29 +96,44 @@ class Allocator:
     # --- the thread ---------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while True:
-            try:
-                order = self._orders.get(timeout=self._patience())
-            except queue.Empty:
-                self._ask()
-                continue
-            if order is None:
-                break
-            order()
-        self._cancel(list(self._jobs))
+        while (order := self._next()) is not None:
+            self._do(order)
+        self._do(self._cancel_all)
         self._dismiss_guardian()
+
+    def _next(self) -> Callable[[], None] | None:
+        """The next order; if there is none for a while: to ask."""
+        try:
+            return self._orders.get(timeout=self._patience())
+        except queue.Empty:
+            return self._ask
+
+    @staticmethod
+    def _do(order: Callable[[], None]) -> None:
+        try:
+            order()
+        except Exception:  # a bug, or an adapter's: what else there is to do is done all the same
+            log.exception("asking for allocations, or after them, failed; it goes on with what comes next")
 
     def _patience(self) -> float | None:
         """Seconds until the next question; None: there is nothing to ask."""
         return max(0.0, self._asked + self._poll - time.monotonic()) if self._jobs else None
 
     def _submit(self, key: int, system: BatchSystem, request: JobRequest) -> None:
+        try:
+            self._try_to_submit(key, system, request)
+        except Exception as error:  # an adapter's, or there is no room for a process: the job's tasks are to hear of it
+            self._unclear = True
+            self._listener.on_refused(key, f"submitting to {system.name} failed: {type(error).__name__}: {error}")
+
+    def _try_to_submit(self, key: int, system: BatchSystem, request: JobRequest) -> None:
         if self._guardian is None:
             self._call_guardian()
         command = system.submit(request)
         answer = run(command, system)
         job = system.read_id(answer)
         if job is None:
+            self._unclear |= answer.returncode in (None, 0)
             self._listener.on_refused(key, render_failure(command, answer))
             return
         if not self._jobs:
@@ -129,6 +149,12 @@ class Allocator:
             if complaints:
                 log.warning("cancelling %s jobs: %s", watch.system.name, complaints)
 
+    def _cancel_all(self) -> None:
+        self._cancel(list(self._jobs))
+        if self._unclear:
+            for watch, command in zip(self._watches, self._guard.commands, strict=True):
+                run(command, watch.system)
+
     def _find(self, key: int) -> list[tuple[Watch, str]]:
         """The job, unless it has ended."""
         return [self._jobs[key]] if key in self._jobs else []
@@ -136,7 +162,7 @@ class Allocator:
     def _ask(self) -> None:
         self._asked = time.monotonic()
         for watch in self._watches:
-            watch.ask()
+            self._do(watch.ask)
 
     def _tell(self, key: int, record: JobRecord) -> None:
         if record.status.is_final:

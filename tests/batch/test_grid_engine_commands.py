@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import queue
 import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from waiting import PATIENCE
+from listener import Listener
 
 from executor.batch.allocator import Allocator, Guard
 from executor.batch.grid_engine import GridEngineSystem
@@ -25,25 +24,6 @@ LISTING = """\
 </job_info></job_info>
 """
 WHY = "11/22/2026 03:32:44 [0:625]: error: can't chdir to /nosuch/dir: No such file or directory"
-
-
-class Listener:
-    """Hears what becomes of jobs, in turn."""
-
-    def __init__(self) -> None:
-        self.heard: queue.SimpleQueue[str | JobRecord] = queue.SimpleQueue()
-
-    def on_submitted(self, key: int, job: str) -> None:
-        self.heard.put(job)
-
-    def on_refused(self, key: int, why: str) -> None:
-        self.heard.put(why)
-
-    def on_record(self, key: int, record: JobRecord) -> None:
-        self.heard.put(record)
-
-    def next(self) -> str | JobRecord:
-        return self.heard.get(timeout=PATIENCE)
 
 
 @pytest.fixture
@@ -89,11 +69,11 @@ def test_a_job_in_an_error_has_failed_and_does_not_stay_in_the_queue(
     allocator: Allocator, listener: Listener, grid_engine: Path
 ) -> None:
     """``Eqw`` is for ever: Grid Engine waits for somebody to look at it, and says why as long as the job is there."""
-    assert listener.next() == "6"
-    assert listener.next() == JobRecord(JobStatus.PENDING, "qw")
+    assert listener.next() == (1, "6")
+    assert listener.next() == (1, JobRecord(JobStatus.PENDING, "qw"))
     (grid_engine / "new").write_text("Eqw")
     (grid_engine / "new").rename(grid_engine / "state")
-    assert listener.next() == JobRecord(JobStatus.FAILED, "E", WHY)
+    assert listener.next() == (1, JobRecord(JobStatus.FAILED, "E", WHY))
     assert (grid_engine / "deleted").read_text() == "6\n"
 
 
@@ -101,12 +81,12 @@ def test_a_job_that_was_cancelled_before_it_ran_is_known_to_have_ended(
     allocator: Allocator, listener: Listener
 ) -> None:
     """Grid Engine keeps no account of it: nothing would be heard of it, and it would be taken for lost much later."""
-    assert listener.next() == "6"
+    assert listener.next() == (1, "6")
     allocator.cancel(1)
     heard = [listener.next()]
-    while heard[-1] != JobRecord(JobStatus.CANCELLED):
+    while heard[-1] != (1, JobRecord(JobStatus.CANCELLED)):
         heard.append(listener.next())
-    assert heard[:-1] in ([], [JobRecord(JobStatus.PENDING, "qw")])
+    assert heard[:-1] in ([], [(1, JobRecord(JobStatus.PENDING, "qw"))])
 
 
 # ---- several hosts
