@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,8 @@ def submit_natively(
 ) -> dict[int, Handle]:
     """Submit each task of a job as a batch job, and each array as an array, with native dependencies.
 
-    Gives the handles by the numbers of the tasks, of an array by its first one. If one is refused, those that were
-    submitted before are cancelled.
+    Gives the handles by the numbers of the tasks, of an array by its first one. If one is refused, or Ctrl-C comes
+    between, those that were submitted before are cancelled.
 
     :param scheduler: as :meth:`BatchJob.submit` has it.
     :param kind: the settings ``[types.<kind>]`` that all of them have; None: the defaults only.
@@ -56,11 +56,18 @@ def submit_natively(
         for task, batch_job in prepared:
             batch_job.dependencies = [handles[each.id] for each in job.needs(task)]
             handles[task.id] = _submit(task, batch_job, where)
-    except BatchCommandFailed:
-        for handle in handles.values():
-            handle.cancel()
+    except BaseException as error:  # Ctrl-C, too: half of a graph is of no use
+        _cancel(handles.values(), error)
         raise
     return handles
+
+
+def _cancel(handles: Iterable[Handle], because: BaseException) -> None:
+    for handle in handles:
+        try:
+            handle.cancel()
+        except BatchCommandFailed as error:
+            because.add_note(f"batch job {handle.job_id} was not cancelled: {error}")
 
 
 def _submit(task: Task, batch_job: BatchJob, where: Scheduler) -> Handle:

@@ -149,13 +149,17 @@ def test_a_cancel_that_fails_says_so(tool: Tool, slurm: Scheduler) -> None:
 
 
 def test_of_a_graph_that_is_refused_in_its_middle_nothing_stays(tool: Tool, slurm: Scheduler, tmp_path: Path) -> None:
-    tool("sbatch", "if grep -q second; then echo 'too many' >&2; exit 1; fi; echo 1")
-    tool("scancel", f'echo "$@" >> {tmp_path}/cancelled')
+    """Also if one cannot be cancelled: then the error tells of it."""
+    count = tmp_path / "count"
+    tool("sbatch", f"if grep -q third; then echo 'too many' >&2; exit 1; fi; echo x >> {count}; wc -l < {count}")
+    tool("scancel", f'echo "$@" >> {tmp_path}/cancelled; if [ $1 = 1 ]; then echo "access denied" >&2; exit 1; fi')
     job = Job()
     first = job.program(["true"], name="first")
     job.program(["true"], name="second", deps=[first])
-    with pytest.raises(BatchCommandFailed, match="too many"):
+    job.program(["true"], name="third", deps=[first])
+    with pytest.raises(BatchCommandFailed, match="too many") as caught:
         submit_natively(job, slurm)
-    assert (tmp_path / "cancelled").read_text() == "1\n"
-    tool("squeue", rows("1|1|CANCELLED|None|"))
+    assert (tmp_path / "cancelled").read_text() == "1\n2\n"
+    assert caught.value.__notes__ == ["batch job 1 was not cancelled: scancel 1: access denied"]
+    tool("squeue", rows("1|1|CANCELLED|None|", "2|2|CANCELLED|None|"))
     wait_until(lambda: "hpc-executor-poller" not in {each.name for each in threading.enumerate()}, "it is seen")
