@@ -221,7 +221,7 @@ class ListenError(_Rebuilt, OSError):
 
 
 class BatchCommandFailed(_Rebuilt, RuntimeError):
-    """A command of a batch system failed: a batch job was refused, or could not be cancelled.
+    """A command of a batch system failed: a batch job was refused, could not be cancelled, or tells no nodes.
 
     ``command`` (a list of str) is what was run, ``returncode`` its exit status (None: it did not end in time) and
     ``output`` what it said.

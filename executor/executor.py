@@ -220,6 +220,7 @@ class HPCExecutor(_Tasks):
     :param lease: a duration, at least 1 s: an agent elsewhere that is so long without contact ends its tasks; half
         as long after that they are given to others.
     :raises TypeError, ValueError: for arguments that make no sense.
+    :raises BatchCommandFailed: "auto", and the allocation that we are in does not tell its nodes.
 
     Leaving the ``with`` block waits for all tasks; after Ctrl-C it ends them. After
     ``concurrent.futures.ProcessPoolExecutor``; docs/drop-in.md has what differs.

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from executor.batch.commands import run
+from executor.batch.commands import command_failed, run
 from executor.batch.local import LocalSystem
 from executor.batch.request import JobRequest
 from executor.batch.system import BatchSystem
@@ -135,11 +135,14 @@ class Ssh:
 
 
 def find_allocation(env: Mapping[str, str] = os.environ) -> Inside | None:
-    """The allocation that this process is in; None if it is in none."""
+    """The allocation that this process is in; None if it is in none. Raises BatchCommandFailed: it tells no nodes."""
     for name in system_names():
         system = get_system(name)
         command = system.ask_nodes(env)
         if command is not None:
-            nodes = len(set(run(command, system).stdout.split()))
-            return Inside(batch_system=name, nodes=max(1, nodes), poll=0.5)
+            answer = run(command, system)
+            nodes = len(set(answer.stdout.split()))
+            if answer.returncode != 0 or nodes == 0:
+                raise command_failed(command, answer, f"the nodes of the {name} allocation that we are in: ")
+            return Inside(batch_system=name, nodes=nodes, poll=0.5)
     return None

@@ -17,7 +17,7 @@ from pools import error_of, new_executor
 from waiting import pass_gate, wait_until
 
 from executor import HPCExecutor
-from executor.errors import AgentFailed
+from executor.errors import AgentFailed, BatchCommandFailed
 from executor.launched import Inside, Local, Ssh, find_allocation
 
 pytestmark = pytest.mark.shared
@@ -110,6 +110,15 @@ def test_the_nodes_of_an_allocation_are_counted(tmp_path: Path) -> None:
         batch_system="sge", nodes=1, poll=0.5
     )
     assert find_allocation({}) is None
+
+
+def test_an_allocation_that_does_not_tell_its_nodes_is_not_taken_for_one_of_them(tmp_path: Path) -> None:
+    env = {"PBS_JOBID": "1.server", "PBS_NODEFILE": str(tmp_path / "nodes")}
+    with pytest.raises(BatchCommandFailed, match="the nodes of the pbs allocation that we are in: cat .* No such file"):
+        find_allocation(env)
+    (tmp_path / "nodes").write_text("")
+    with pytest.raises(BatchCommandFailed, match="status 0: and said nothing"):
+        find_allocation(env)
 
 
 @pytest.mark.parametrize("hosts", ["one", [], ["-oProxyCommand=x"], [3], [" "]])

@@ -8,6 +8,7 @@ import signal
 import subprocess
 
 from executor.batch.system import Answer, BatchSystem, Command
+from executor.errors import BatchCommandFailed
 
 #: Seconds that a command may take. A controller that is busy takes long; one that is away, for ever.
 PATIENCE = 30.0
@@ -42,3 +43,9 @@ def render_failure(command: Command, answer: Answer) -> str:
     """What was run, how it ended, and what it said."""
     how = "did not answer" if answer.returncode is None else f"ended with status {answer.returncode}"
     return f"{' '.join(command.argv)} {how}: {answer.text or 'and said nothing'}"
+
+
+def command_failed(command: Command, answer: Answer, what: str = "") -> BatchCommandFailed:
+    """The error that says what was run, and what came of it; ``what`` stands before that."""
+    attributes = {"command": command.argv, "returncode": answer.returncode, "output": answer.text}
+    return BatchCommandFailed(what + render_failure(command, answer), **attributes)

@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
-from executor.batch.commands import render_failure, run
+from executor.batch.commands import command_failed, run
 from executor.batch.request import JobRequest
-from executor.batch.system import Answer, BatchSystem, Command
+from executor.batch.system import BatchSystem
 from executor.batch.systems import find_system, get_system, system_names
 from executor.checks import check_duration
 from executor.cluster_settings import cluster_names, find_cluster
 from executor.clusters import BatchCluster
-from executor.errors import BatchCommandFailed
 from executor.refusals import did_you_mean
 
 Handle = TypeVar("Handle", covariant=True)
@@ -56,12 +55,6 @@ class Scheduler:
         if job is None:
             raise command_failed(command, answer)
         return job
-
-
-def command_failed(command: Command, answer: Answer) -> BatchCommandFailed:
-    """The error that says what was run, and what came of it."""
-    attributes = {"command": command.argv, "returncode": answer.returncode, "output": answer.text}
-    return BatchCommandFailed(render_failure(command, answer), **attributes)
 
 
 def get_scheduler(name: str | Scheduler | None = None, *, poll: Any = None) -> Scheduler:
