@@ -177,8 +177,6 @@ def install(version: str, python: str) -> str:
     else:
         make_venv(version, python, folder)
         stamp.write_text(content)
-    # Where PYTHONDONTWRITEBYTECODE is set, each of a thousand interpreters would compile all that it imports.
-    run_step(version, "compile", [venv_python, "-m", "compileall", "-q", "executor", "worker_agent", "tests"])
     return venv_python
 
 
@@ -191,8 +189,8 @@ def make_venv(version: str, python: str, folder: Path) -> None:
 
 
 def environment() -> dict[str, str]:
-    """The variables without those that would make another Python of it."""
-    left_out = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
+    """The variables without those that would make another Python of it, or one that compiles all that it imports."""
+    left_out = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__", "PYTHONDONTWRITEBYTECODE")
     return {**{key: value for key, value in os.environ.items() if key not in left_out}, "PYTHONUNBUFFERED": "1"}
 
 
