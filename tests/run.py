@@ -1,4 +1,4 @@
-"""Install and test on every Python that is here: ``python3 tests/run.py [--python 3.12] [-- PYTEST ARGUMENTS]``.
+"""Install and test on every Python that is here: ``python3 tests/run.py [--python 3.12] [--install] [-- PYTEST ...]``.
 
 For each version: a virtual environment in ``.venvs/``, the installation with what the tests need, and pytest. On the
 lowest one also ruff and mypy. One line for each step; the whole output of a step that failed, and then the end.
@@ -48,25 +48,20 @@ if sys.implementation.name == "cpython" and not sysconfig.get_config_var("Py_GIL
 
 def main() -> None:
     """All steps on all versions."""
-    wanted, pytest_arguments = read_arguments()
-    pythons = find_pythons(wanted)
+    arguments, pytest_arguments = read_arguments()
+    pythons = find_pythons(arguments.python or list(VERSIONS))
     venvs = dict(zip(pythons, at_once([partial(install, *each) for each in pythons.items()])))
+    if arguments.install:
+        return
     lowest = next(iter(venvs))
     run_step(lowest, "ruff", [venvs[lowest], "-m", "ruff", "check", "--extend-exclude", ".venvs"])
     run_step(lowest, "mypy", [venvs[lowest], "-m", "mypy"])
     if pytest_arguments:
         run_tests_of_all(venvs, pytest_arguments)
     else:
-        simulate(lowest, venvs[lowest])
         run_tests_of_all(venvs, ["-m", "not heavy", *SIMULATED], shares(list(venvs)))
         run_heavy_tests(lowest, venvs[lowest])
     say(f"All passed on Python {', '.join(pythons)}.")
-
-
-def simulate(version: str, venv_python: str) -> None:
-    """The simulator, which takes all cores for itself."""
-    command = ["env", f"SIMULATION_SEEDS={SIMULATION_SEEDS}", venv_python, "-m", "pytest", "-q", "tests/simulation"]
-    run_step(version, "simulate", command, show_last_line=True)
 
 
 def shares(versions: list[str]) -> list[list[str]]:
@@ -85,11 +80,21 @@ def run_tests_of_all(venvs: dict[str, str], pytest_arguments: list[str], more: l
 
 
 def run_heavy_tests(version: str, venv_python: str) -> None:
-    """By themselves, those that take all cores before those that mostly wait: these have short leases."""
+    """By themselves, those that take all cores before those that mostly wait: these have short leases.
+
+    The simulator beside them waits for nothing and has no clock but its own: it takes what the others leave.
+    """
     run_tests(version, venv_python, "busy", ["-m", "heavy", BUSY])
     arguments = ["-m", "heavy", *files_with_heavy_tests()]
     parts = [[*arguments, "--share", f"{n}-{n}/{WAITING_AT_ONCE}"] for n in range(1, WAITING_AT_ONCE + 1)]
-    at_once([partial(run_tests, version, venv_python, "waiting", part) for part in parts])
+    waiting = [partial(run_tests, version, venv_python, "waiting", part) for part in parts]
+    at_once([partial(simulate, version, venv_python), *waiting])
+
+
+def simulate(version: str, venv_python: str) -> None:
+    """Many schedules of messages and failures."""
+    command = ["nice", "-n", "19", "env", f"SIMULATION_SEEDS={SIMULATION_SEEDS}", venv_python, "-m", "pytest", "-q"]
+    run_step(version, "simulate", [*command, "tests/simulation"], show_last_line=True)
 
 
 def files_with_heavy_tests() -> list[str]:
@@ -110,17 +115,19 @@ def run_tests(version: str, venv_python: str, name: str, pytest_arguments: list[
     run_step(version, name, command, show_last_line=True)
 
 
-def read_arguments() -> tuple[list[str], list[str]]:
-    """The versions that are wanted, and pytest's arguments."""
+def read_arguments() -> tuple[argparse.Namespace, list[str]]:
+    """Ours, and pytest's."""
     ours, theirs = sys.argv[1:], []  # type: list[str], list[str]
     if "--" in ours:
         cut = ours.index("--")
         ours, theirs = ours[:cut], ours[cut + 1 :]
     parser = argparse.ArgumentParser(
-        usage="python3 tests/run.py [--python VERSION] [-- PYTEST ARGUMENTS]", description=__doc__.splitlines()[0]
+        usage="python3 tests/run.py [--python VERSION] [--install] [-- PYTEST ARGUMENTS]",
+        description=__doc__.splitlines()[0],
     )
     parser.add_argument("--python", metavar="VERSION", action="append", choices=VERSIONS, help="run only this one")
-    return parser.parse_args(ours).python or list(VERSIONS), theirs
+    parser.add_argument("--install", action="store_true", help="only install")
+    return parser.parse_args(ours), theirs
 
 
 # --- Pythons ----------------------------------------------------------------------------------------------------------
