@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Annotated, Any
@@ -65,11 +66,13 @@ def wait(
     with _speaking():
         kept = [find_submission(each, scheduler) for each in ids]
         handles = [_attach(each) for each in kept]
+        end = None if timeout is None else time.monotonic() + timeout
         try:
             for handle in handles:
-                handle.wait(timeout)
-        except TimeoutError as error:
-            say(f"hpc-executor: {error}", "red")
+                handle.wait(None if end is None else max(0.0, end - time.monotonic()))
+        except TimeoutError:
+            late = ", ".join(handle.job_id for handle in handles if not handle.is_complete)
+            say(f"hpc-executor: not ended after {timeout:g} s: {late}", "red")
             raise typer.Exit(FAILED) from None
         told = [(handle.submission, _records_of(handle)) for handle in handles]
         _tell_all(told, json=json)
@@ -85,8 +88,8 @@ def cancel(ids: Ids, scheduler: SchedulerName = None) -> None:
       hpc-executor cancel 4711 4712
     """
     with _speaking():
-        for each in [find_submission(each, scheduler) for each in ids]:
-            cancel_jobs(scheduler_of(each), [each.id])
+        for here in _by_scheduler([find_submission(each, scheduler) for each in ids]):
+            cancel_jobs(scheduler_of(here[0]), [each.id for each in here])
 
 
 def logs(
@@ -123,15 +126,23 @@ def _look_at_all(kept: list[Submission]) -> Iterator[tuple[Submission, Records]]
         (each.scheduler, each.id): {index: Progress(JobRecord(JobStatus.UNKNOWN)) for index in _numbers(each)}
         for each in kept
     }
-    for name in dict.fromkeys(each.scheduler for each in kept):
-        here = [each for each in kept if each.scheduler == name]
+    for here in _by_scheduler(kept):
         system = scheduler_of(here[0]).system
         look(
             system,
-            [followed(each, system, one, i) for each in here for i, one in progress[name, each.id].items()],
+            [
+                followed(each, system, one, i)
+                for each in here
+                for i, one in progress[each.scheduler, each.id].items()
+            ],
         )
     for each in kept:
         yield each, {index: one.record for index, one in progress[each.scheduler, each.id].items()}
+
+
+def _by_scheduler(kept: list[Submission]) -> Iterator[list[Submission]]:
+    for name in dict.fromkeys(each.scheduler for each in kept):
+        yield [each for each in kept if each.scheduler == name]
 
 
 def _numbers(kept: Submission) -> list[int | None]:

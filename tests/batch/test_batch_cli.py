@@ -13,7 +13,9 @@ import pytest
 from typer.testing import CliRunner, Result
 from waiting import PATIENCE
 
-from executor import HPCExecutor
+from executor import BatchHandle, HPCExecutor, JobStatus
+from executor.batch import submissions
+from executor.batch.submissions import Submission
 from executor.cli.__main__ import make_app
 
 pytestmark = pytest.mark.shared
@@ -130,8 +132,39 @@ def test_a_wait_that_is_too_long_fails() -> None:
     waited = invoke("wait", 1, "--timeout", 0)
     invoke("cancel", 1)
     assert (waited.exit_code, waited.stdout) == (1, "")
-    assert "job 1 is pending after 0 s" in waited.stderr
+    assert waited.stderr == "hpc-executor: not ended after 0 s: 1\n"
     invoke("wait", 1)
+
+
+def test_the_time_of_a_wait_is_that_of_all_its_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[Any] = []
+
+    def wait(handle: BatchHandle, timeout: float | None = None) -> JobStatus:
+        waits.append(timeout)
+        return original(handle, timeout)
+
+    original = BatchHandle.wait
+    monkeypatch.setattr(BatchHandle, "wait", wait)
+    invoke("submit", "--scheduler", "local", "--", "true")
+    invoke("submit", "--scheduler", "local", "--", "true")
+    assert invoke("wait", 1, 2, "--timeout", PATIENCE).exit_code == 0
+    assert PATIENCE >= waits[0] > waits[1] > 0
+    assert invoke("wait", 1).exit_code == 0
+    assert waits[2:] == [None]
+
+
+def test_one_job_that_cannot_be_cancelled_keeps_no_other(tmp_path: Path) -> None:
+    """The batch system is told of all of them at once."""
+    bin_ = tmp_path / "bin"
+    bin_.mkdir()
+    script = f'#!/bin/sh\necho "$@" >> {tmp_path}/cancelled; echo "1: access denied" >&2; exit 1\n'
+    (bin_ / "scancel").write_text(script)
+    (bin_ / "scancel").chmod(0o755)
+    for job in ("1", "2"):
+        submissions.keep(Submission("slurm", job, "x", "/dev/null", None, str(tmp_path / "exit")))
+    done = invoke("cancel", 1, 2, env={"PATH": f"{bin_}:/usr/bin:/bin"})
+    assert (done.exit_code, done.stderr) == (1, "hpc-executor: scancel 1 2: 1: access denied\n")
+    assert (tmp_path / "cancelled").read_text() == "1 2\n"
 
 
 def test_an_agent_is_started_by_hand() -> None:
