@@ -397,6 +397,7 @@ class HPCExecutor(_Tasks):
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 raise
+            self._check_takes_tasks(hub)  # it may have ended meanwhile, and its directories with it
             hub.recorder.refused(future, error)
             future.set_exception(error)
             return future
@@ -434,9 +435,12 @@ class HPCExecutor(_Tasks):
 
     def _hand_over(self, hub: Hub, task: Task) -> None:
         with self._lock:
-            if not self._open or hub.broken is not None:
-                self._check_open(hub)
+            self._check_takes_tasks(hub)
             hub.inbox.put(task)
+
+    def _check_takes_tasks(self, hub: Hub) -> None:
+        if not self._open or hub.broken is not None:
+            self._check_open(hub)
 
     def _check_open(self, hub: Hub | None) -> None:
         if self._forked:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -297,3 +298,40 @@ def test_a_callback_that_does_not_return_stalls_no_agent(new_executor: NewExecut
         assert {len(outcome(future)) for future in futures} == {10**5}
     finally:
         goes_on.set()
+
+
+class Ends:
+    """An argument that ends its executor while it is pickled, with all that this has on disk."""
+
+    def __init__(self, executor: HPCExecutor, end: Callable[[HPCExecutor], object]) -> None:
+        self._executor, self._end = executor, end
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        hub = self._executor._hub
+        assert hub is not None
+        self._end(self._executor)
+        hub.join()
+        return bytes, ()
+
+
+def fail(executor: HPCExecutor) -> None:
+    """A bug ends the hub's thread."""
+    assert executor._hub is not None
+    executor._hub.inbox.post(lambda: 1 // 0)
+
+
+@pytest.mark.parametrize(
+    ("end", "error", "text"),
+    [
+        (fail, BrokenProcessPool, "the executor's hub failed: ZeroDivisionError"),
+        (HPCExecutor.shutdown, RuntimeError, "cannot schedule new futures after shutdown"),
+    ],
+)
+def test_an_executor_that_ends_while_a_task_is_submitted_says_that_and_not_what_it_lacks(
+    new_executor: NewExecutor, end: Callable[[HPCExecutor], object], error: type[Exception], text: str
+) -> None:
+    """Its directories go with it, and the large argument has none to lie in."""
+    executor = new_executor(1)
+    assert executor.submit(len, b"").result() == 0
+    with pytest.raises(error, match=text):
+        executor.submit(print, Ends(executor, end), bytes(2 * MEBI))
