@@ -75,7 +75,7 @@ class Prologue:
     def end(self, returncode: int) -> dict[str, str]:
         """The variables that it leaves. Raises PrologueFailed."""
         try:
-            if returncode != 0:
+            if returncode != 0 or self._overdue:  # a shell whose children are killed first may end well
                 raise PrologueFailed(self._why(returncode))
             return _read_variables(_contents(self._variables))
         finally:
