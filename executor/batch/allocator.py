@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple, Protocol
 
 from executor.batch import guardian
@@ -98,7 +99,7 @@ class Allocator:
     def _run(self) -> None:
         while (order := self._next()) is not None:
             self._do(order)
-        self._do(self._cancel_all)
+        self._cancel_all()
         self._dismiss_guardian()
 
     def _next(self) -> Callable[[], None] | None:
@@ -109,7 +110,7 @@ class Allocator:
             return self._ask
 
     @staticmethod
-    def _do(order: Callable[[], None]) -> None:
+    def _do(order: Callable[[], object]) -> None:
         try:
             order()
         except Exception:  # a bug, or an adapter's: what else there is to do is done all the same
@@ -145,15 +146,19 @@ class Allocator:
 
     def _cancel(self, keys: Sequence[int]) -> None:
         for watch in self._watches:
-            complaints = watch.cancel([job for key in keys for of, job in self._find(key) if of is watch])
-            if complaints:
-                log.warning("cancelling %s jobs: %s", watch.system.name, complaints)
+            jobs = [job for key in keys for of, job in self._find(key) if of is watch]
+            self._do(partial(self._cancel_in, watch, jobs))
+
+    def _cancel_in(self, watch: Watch, jobs: list[str]) -> None:
+        complaints = watch.cancel(jobs)
+        if complaints:
+            log.warning("cancelling %s jobs: %s", watch.system.name, complaints)
 
     def _cancel_all(self) -> None:
         self._cancel(list(self._jobs))
         if self._unclear:
             for watch, command in zip(self._watches, self._guard.commands, strict=True):
-                run(command, watch.system)
+                self._do(partial(run, command, watch.system))
 
     def _find(self, key: int) -> list[tuple[Watch, str]]:
         """The job, unless it has ended."""

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 from listener import Listener
+from waiting import PATIENCE
 
 from executor.batch.allocator import Allocator, Guard
 from executor.batch.request import JobRequest
 from executor.batch.slurm import SlurmSystem
 from executor.batch.states import JobRecord, JobStatus
-from executor.batch.system import Answer, BatchSystem
+from executor.batch.system import Answer, BatchSystem, Command
 
 
 class Faulty(SlurmSystem):
@@ -25,6 +26,10 @@ class Faulty(SlurmSystem):
         if self._method == method:
             self._method = ""
             raise KeyError(f"no such field in {method}")
+
+    def cancel(self, ids: Sequence[str]) -> Command:
+        self._fail_once("cancel")
+        return super().cancel(ids)
 
     def read_id(self, answer: Answer) -> str | None:
         self._fail_once("read_id")
@@ -84,6 +89,18 @@ def test_an_adapter_that_fails_at_an_answer_is_asked_again(
     assert listener.next() == (1, JobRecord(JobStatus.COMPLETED, "COMPLETED", returncode=0, hosts="n1"))
     allocator.close()
     assert "no such field in read_records" in caplog.text
+
+
+def test_an_adapter_that_fails_to_cancel_keeps_no_other_batch_system_from_it(slurm: Callable[[str], Path]) -> None:
+    cancelled, listener = slurm("echo 6"), Listener()
+    systems = [Faulty("cancel"), SlurmSystem()]
+    allocator = Allocator(systems, PATIENCE, listener, Guard([each.cancel_named("ours") for each in systems], []))
+    allocator.start()
+    for key, system in enumerate(systems):
+        allocator.submit(key, system, JobRequest("true"))
+        assert listener.next() == (key, "6")
+    allocator.close()
+    assert cancelled.read_text() == "6\n"
 
 
 @pytest.mark.parametrize(

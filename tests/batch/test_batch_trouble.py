@@ -8,6 +8,7 @@ import pickle
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from waiting import PATIENCE, wait_until
@@ -162,4 +163,25 @@ def test_of_a_graph_that_is_refused_in_its_middle_nothing_stays(tool: Tool, slur
     assert (tmp_path / "cancelled").read_text() == "1\n2\n"
     assert caught.value.__notes__ == ["batch job 1 was not cancelled: scancel 1: access denied"]
     tool("squeue", rows("1|1|CANCELLED|None|", "2|2|CANCELLED|None|"))
+    wait_until(lambda: "hpc-executor-poller" not in {each.name for each in threading.enumerate()}, "it is seen")
+
+
+def test_of_a_graph_that_ctrl_c_interrupts_nothing_stays(
+    tool: Tool, slurm: Scheduler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def submit(job: BatchJob, where: Scheduler) -> Any:
+        if job.name == "second":
+            raise KeyboardInterrupt
+        return original(job, where)
+
+    original = BatchJob.submit
+    monkeypatch.setattr(BatchJob, "submit", submit)
+    tool("scancel", f'echo "$@" >> {tmp_path}/cancelled')
+    job = Job()
+    first = job.program(["true"], name="first")
+    job.program(["true"], name="second", deps=[first])
+    with pytest.raises(KeyboardInterrupt):
+        submit_natively(job, slurm)
+    assert (tmp_path / "cancelled").read_text() == "1\n"
+    tool("squeue", rows("1|1|CANCELLED|None|"))
     wait_until(lambda: "hpc-executor-poller" not in {each.name for each in threading.enumerate()}, "it is seen")
