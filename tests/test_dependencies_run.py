@@ -616,13 +616,13 @@ def test_a_result_whose_file_is_gone_is_the_taker_s_error_and_no_other_s(
 # ---- many
 
 
-def test_a_chain_of_three_thousand(new_executor: Callable[..., HPCExecutor], gate: Gate) -> None:
+def test_a_chain_of_ten_thousand(new_executor: Callable[..., HPCExecutor], gate: Gate) -> None:
     executor = new_executor(2, max_tasks_per_child=None)
     last = executor.submit(after_gate, gate.paths, 0)
-    for _ in range(3_000):
+    for _ in range(10_000):
         last = executor.submit(add, last, 1)
     gate.open()
-    assert last.result(PATIENCE) == 3_000
+    assert last.result(PATIENCE) == 10_000
 
 
 def test_a_chain_of_ten_thousand_fails_at_once(new_executor: Callable[..., HPCExecutor], gate: Gate) -> None:
